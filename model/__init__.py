@@ -1,0 +1,1 @@
+"""Weights and what is done with them: loading, attention, loss, sampling."""

@@ -1,0 +1,88 @@
+"""The command line of every script: how arguments are read and how a script ends.
+
+Exit codes: 0 done, 2 bad arguments or data, 3 environment, 4 out of memory, 5 non-finite loss, 6 disk, 130 interrupted.
+An exception that carries an `exit_code` is a sentence for the user; any other is a bug and keeps its traceback.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+DISK = 6
+INTERRUPTED = 130
+
+
+class UsageError(ValueError):
+    """The arguments cannot be used as they are."""
+
+    exit_code = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse` where dashes count as underscores, nothing is abbreviated, and a typo gets a suggestion."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([underscored(arg) for arg in args], namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            self.error(f"unknown argument {name}{did_you_mean(name, self._option_string_actions)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\nAll options: python {self.prog} --help\n")
+
+
+def underscored(arg: str) -> str:
+    """`--max-steps=5` -> `--max_steps=5`; the value keeps its dashes."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """`; did you mean NEAREST?`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def run_script(main: Callable[..., int | None], *args) -> NoReturn:
+    """Call `main(*args)` and leave the process with its exit code, or with the one its error documents."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is not None:  # a pipe on Windows would otherwise speak cp1252 and stop at the first emoji
+            stream.reconfigure(encoding="utf-8")
+    try:
+        code = main(*args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our pipe (`| head`) has left: nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)
+        code = DISK
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(error, file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def _disk_advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return "Free some space, or choose another disk with --output_dir."
+    return "Check that the path exists and may be written, or choose another with --output_dir."
