@@ -1,0 +1,94 @@
+"""Flat attention: the records of a micro-batch lie end to end, and only attention sees where each one stops.
+
+Everything outside attention (embeddings, linear layers, norms, loss) works on `(T, d)` rows of real tokens. Inside
+attention the segments are laid out on a grid as wide as the longest one,
+
+    ids        a b c | d e | f g h i          T = 9, lengths = [3, 2, 4]
+    grid       a b c .                         n = 3, L = 4
+               d e . .
+               f g h i
+
+and go through the ordinary causal kernel. The empty places are to the right of every real token, where a causal query
+never looks, so no mask exists, and the kernel that needs no mask is the one that older cards have too.
+
+transformers calls this function in every layer through its public registry of attention functions.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+
+class Segments(NamedTuple):
+    """Where each token of a flat micro-batch stands on the attention grid."""
+
+    slot: Tensor  # (T,) int64: row * longest + position
+    count: int  # n, the records
+    longest: int  # L, the width of the grid
+
+
+def segments_of(lengths: list[int], position_ids: Tensor) -> Segments:
+    """`lengths` of the n records, `position_ids` (T,) restarting at 0 with each -> their `Segments`."""
+    device = position_ids.device
+    row = torch.repeat_interleave(
+        torch.arange(len(lengths), device=device),
+        torch.tensor(lengths, device=device),
+        output_size=len(position_ids),  # known here, so a GPU need not be asked
+    )
+    return Segments(slot=row * max(lengths) + position_ids, count=len(lengths), longest=max(lengths))
+
+
+def flat_attention(
+    module: torch.nn.Module,
+    query: Tensor,  # (1, heads, T, head_dim)
+    key: Tensor,  # (1, kv_heads, T, head_dim)
+    value: Tensor,  # (1, kv_heads, T, head_dim)
+    attention_mask: None,
+    segments: Segments,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_ignored,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment. Returns `(1, T, heads, head_dim)`, as transformers expects it."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    key, value = (x.repeat_interleave(heads // kv_heads, dim=1) if kv_heads < heads else x for x in (key, value))
+    on_grid = scaled_dot_product_attention(
+        *(to_grid(x, segments) for x in (query, key, value)),
+        is_causal=True,
+        scale=scaling,
+        dropout_p=dropout if module.training else 0.0,
+    )
+    return from_grid(on_grid, segments), None
+
+
+def to_grid(x: Tensor, segments: Segments) -> Tensor:
+    """`(1, heads, T, head_dim)` -> `(n, heads, L, head_dim)`, zeros to the right of each segment."""
+    slot, count, longest = segments
+    if count == 1:
+        return x
+    rows = x[0].transpose(0, 1)  # (T, heads, head_dim)
+    grid = rows.new_zeros(count * longest, *rows.shape[1:]).index_copy_(0, slot, rows)
+    return grid.view(count, longest, *rows.shape[1:]).transpose(1, 2)
+
+
+def from_grid(grid: Tensor, segments: Segments) -> Tensor:
+    """`(n, heads, L, head_dim)` -> `(1, T, heads, head_dim)`."""
+    rows = grid.transpose(1, 2).flatten(0, 1)  # (n * L, heads, head_dim)
+    return (rows if segments.count == 1 else rows.index_select(0, segments.slot))[None]
+
+
+AttentionInterface.register("flat", flat_attention)
+AttentionMaskInterface.register("flat", lambda *args, **kwargs: None)
+
+
+def use_flat_attention(model: PreTrainedModel) -> None:
+    """From here on `model.base_model(..., segments=...)` takes flat batches."""
+    model.set_attn_implementation("flat")
+
+
+def use_padded_attention(model: PreTrainedModel) -> None:
+    """Back to `(batch, length)` inputs with a key-value cache: for generation."""
+    model.set_attn_implementation("sdpa")

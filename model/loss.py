@@ -1,0 +1,93 @@
+"""The loss: cross entropy of the supervised tokens, without ever holding the logits of a whole batch.
+
+The head of a small model is its largest matrix: 4,096 tokens of DistilGPT-2 have 4,096 x 50,257 logits, 820 MB in
+fp32, and as much again for their gradient. Here only the rows that predict a supervised token reach the head, a chunk
+of them at a time, and each chunk's gradients are made while its logits are still at hand.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from model.attention import segments_of
+
+CHUNK_ROWS = 512  # 512 x 50,257 fp32 logits are 103 MB; larger chunks were not faster
+
+
+def summed_loss(model: PreTrainedModel, batch) -> Tensor:
+    """Sum over the supervised tokens of a flat micro-batch of -ln p(token); a 0-dim fp32 tensor, in nats.
+
+    `batch` has `ids` and `position_ids` (T,), `lengths` (n,), `rows` (S,): the places whose next token is supervised,
+    and `targets` (S,): those tokens. `use_cache` stays off: with a cache the segments would see one another, which
+    hardly moves the loss but turns the gradients.
+    """
+    hidden = model.base_model(
+        input_ids=batch.ids[None],
+        position_ids=batch.position_ids[None],
+        segments=segments_of(batch.lengths, batch.position_ids),
+        use_cache=False,
+    ).last_hidden_state[0]  # (T, d)
+    return linear_cross_entropy(hidden[batch.rows], model.get_output_embeddings().weight, batch.targets)
+
+
+@torch.inference_mode()
+def mean_loss(model: PreTrainedModel, batches: list) -> float:
+    """Nats per supervised token over flat batches: sums and counts, so that every token weighs the same."""
+    total = sum(summed_loss(model, batch.to(model.device)).double() for batch in batches)
+    return float(total) / max(1, sum(len(batch.targets) for batch in batches))
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = CHUNK_ROWS) -> Tensor:
+    """Sum of `cross_entropy(hidden @ weight.T, targets)`: `hidden` (S, d), `weight` (V, d), `targets` (S,) -> ()."""
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """d loss / d logits = softmax(logits) - onehot(target), so the gradients are known as soon as the logits are.
+
+    They are kept unscaled: entries of softmax - onehot are at most 1, while the same numbers divided by thousands of
+    tokens would vanish in fp16. The scale (loss scale / tokens) arrives with backward and is applied in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, with_grad: bool) -> Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        wants_hidden, wants_weight = (with_grad and needed for needed in ctx.needs_input_grad[:2])
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden, dtype=dtype) if wants_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+
+        with torch.autocast(device, enabled=False):
+            head = weight.to(dtype)
+            for start in range(0, len(hidden), chunk_rows):
+                chunk = slice(start, start + chunk_rows)
+                rows, target = hidden[chunk].to(dtype), targets[chunk, None]
+                p = linear(rows, head).float()  # (chunk, V); logits, and softmax after the next four lines, in place
+                p -= p.amax(dim=1, keepdim=True)
+                target_logit = p.gather(1, target)
+                total = p.exp_().sum(dim=1, keepdim=True)
+                loss += (total.log() - target_logit).sum()
+                if not (wants_hidden or wants_weight):
+                    continue
+                p /= total
+                d_logits = p.scatter_add_(1, target, torch.full_like(target_logit, -1.0)).to(dtype)
+                if wants_hidden:
+                    torch.mm(d_logits, head, out=d_hidden[chunk])
+                if wants_weight and dtype == torch.float32:
+                    d_weight.addmm_(d_logits.T, rows)
+                elif wants_weight:
+                    d_weight += d_logits.T @ rows
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.hidden_dtype = hidden.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, d_loss: Tensor):
+        d_hidden, d_weight = ctx.saved_tensors
+        if d_hidden is not None:
+            d_hidden = (d_hidden.float() * d_loss).to(ctx.hidden_dtype)
+        if d_weight is not None:
+            d_weight *= d_loss  # in place: the largest gradient of the model exists once
+        return d_hidden, d_weight, None, None, None

@@ -1,0 +1,67 @@
+"""The chunked loss against torch's own cross entropy."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from model.loss import linear_cross_entropy
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    hidden = torch.randn(37, 16, requires_grad=True)
+    weight = torch.randn(101, 16, requires_grad=True)
+    return hidden, weight, torch.randint(0, 101, (37,))
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 10, 37, 512])
+def test_value_and_gradients_equal_cross_entropy(problem, chunk_rows):
+    hidden, weight, targets = problem
+    expected = cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    expected_gradients = torch.autograd.grad(expected * 0.25, (hidden, weight))
+    loss = linear_cross_entropy(hidden, weight, targets, chunk_rows)
+    gradients = torch.autograd.grad(loss * 0.25, (hidden, weight))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for got, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_head_gets_no_gradient(problem):
+    hidden, weight, targets = problem
+    weight.requires_grad_(False)
+    linear_cross_entropy(hidden, weight, targets).backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_no_gradient_is_made_without_need(problem):
+    hidden, weight, targets = problem
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, targets)
+    assert not loss.requires_grad
+
+
+def test_large_logits_do_not_overflow(problem):
+    hidden, weight, targets = problem
+    loss = linear_cross_entropy(hidden * 1e4, weight, targets)
+    assert torch.isfinite(loss)
+
+
+def test_half_precision_gradients_survive_many_tokens(problem):
+    """Scaled to thousands of tokens before the matmul, fp16 gradients would vanish; scaled after it they do not."""
+    hidden, weight, targets = problem
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    tokens = 1e6
+    gradient = torch.autograd.grad(loss / tokens, hidden)[0]
+    exact = torch.autograd.grad(cross_entropy(hidden @ weight.T, targets, reduction="sum") / tokens, hidden)[0]
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, exact, rtol=0.05, atol=0.03 * exact.abs().max().item())
+
+
+def test_no_rows_at_all(problem):
+    """A micro-batch may hold only records whose prompt fills the whole length."""
+    hidden, weight, targets = problem
+    loss = linear_cross_entropy(hidden[:0], weight, targets[:0])
+    loss.backward()
+    assert loss.item() == 0 and not weight.grad.any()
