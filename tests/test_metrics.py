@@ -1,0 +1,37 @@
+"""What is measured on answers."""
+
+from text.metrics import contains, distinct_n, fact_rates, repetition_rate
+
+
+def test_distinct_counts_different_bigrams_over_all_texts():
+    assert distinct_n(["a b c", "a b d"]) == 3 / 4  # ab bc ab bd
+    assert distinct_n(["", "a"]) == 0.0
+
+
+def test_repetition_counts_ngrams_that_stood_in_the_same_text_before():
+    assert repetition_rate(["a b c d e f"]) == 0.0
+    assert repetition_rate(["a a a a a a", "b c d e"]) == 2 / 4
+    assert repetition_rate(["a b c d", "a b c d"]) == 0.0
+
+
+def test_a_phrase_is_found_as_whole_words_only():
+    assert contains("Um Kit com 6 copos.", "kit com 6")
+    assert not contains("Um kit com 60 copos", "kit com 6")
+    assert contains("A caneca é AZUL-CLARA.", "azul-clara")
+    assert not contains("cafeteria", "café")
+
+
+def test_fact_rates():
+    facts = {
+        "1": {"title": "Blue Vela Mug", "facts": {"brand": "Vela", "colour": "blue"}},
+        "2": {"title": "Red Tiko Mug", "facts": {"brand": "Tiko", "colour": "red"}},
+    }
+    records = [
+        {"uid": "1", "title": "Blue Vela Mug", "content": ""},
+        {"uid": "2", "title": "Red Tiko Mug", "content": ""},
+        {"uid": "2", "title": "Another product", "content": ""},  # the uid of another catalogue
+    ]
+    answers = ["A blue mug by Vela.", "A blue mug.", "red Tiko"]
+    rates = fact_rates(records, answers, facts, training_titles=["Green Vela Kettle"])
+    assert rates == {"fact_titles": 2, "fact_rate": 0.5, "unseen_brands": 1, "unseen_brand_rate": 0.0}
+    assert fact_rates(records[2:], answers[2:], facts, []) == {}

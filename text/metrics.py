@@ -1,0 +1,77 @@
+"""What is measured on answers: pure functions over texts."""
+
+import gzip
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from text.errors import DataError
+
+
+def distinct_n(texts: list[str], n: int = 2) -> float:
+    """Different word n-grams / all word n-grams, over all texts (Li et al., 2016): low when all sound alike."""
+    grams = [gram for text in texts for gram in word_ngrams(text, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition_rate(texts: list[str], n: int = 4) -> float:
+    """Share of the word n-grams of a text that stood in the same text before; counted over all texts together."""
+    total = fresh = 0
+    for text in texts:
+        grams = word_ngrams(text, n)
+        total, fresh = total + len(grams), fresh + len(set(grams))
+    return (total - fresh) / total if total else 0.0
+
+
+def word_ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.casefold().split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def contains(text: str, phrase: str) -> bool:
+    """Whether `phrase` stands in `text` as whole words, upper and lower case alike."""
+    return re.search(rf"(?<!\w){re.escape(normal(phrase))}(?!\w)", normal(text)) is not None
+
+
+def normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def load_facts(path: Path) -> dict[str, dict]:
+    """uid -> {"title", "facts": {name: value}}, as `examples/make_catalogue.py` writes it. Raises `DataError`."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"The facts in {path} cannot be read: {error}") from None
+
+
+def fact_rates(
+    records: list[dict[str, str]], answers: list[str], facts: dict[str, dict], training_titles: Iterable[str]
+) -> dict[str, float | int]:
+    """How many of the titles' facts their answers repeat, and how many of the brands that training never saw.
+
+    Only records whose uid and title stand in `facts` count; without any the result is empty.
+    """
+    known = [
+        (facts[record["uid"]]["facts"], answer)
+        for record, answer in zip(records, answers, strict=True)
+        if record["uid"] in facts and normal(facts[record["uid"]]["title"]) == normal(record["title"])
+    ]
+    if not known:
+        return {}
+    seen_words = {word for title in training_titles for word in re.findall(r"\w+", normal(title))}
+    hits = [contains(answer, value) for values, answer in known for value in values.values()]
+    new_brands = [
+        contains(answer, values["brand"])
+        for values, answer in known
+        if "brand" in values and not set(re.findall(r"\w+", normal(values["brand"]))) <= seen_words
+    ]
+    return {
+        "fact_titles": len(known),
+        "fact_rate": sum(hits) / len(hits),
+        "unseen_brands": len(new_brands),
+        "unseen_brand_rate": sum(new_brands) / len(new_brands) if new_brands else 0.0,
+    }
