@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     """`argparse` where dashes count as underscores, nothing is abbreviated, and a typo gets a suggestion."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
@@ -61,7 +61,7 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
     """Call `main(*args)` and leave the process with its exit code, or with the one its error documents."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is not None:  # a pipe on Windows would otherwise speak cp1252 and stop at the first emoji
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", line_buffering=stream is sys.stdout)
     try:
         code = main(*args)
         sys.stdout.flush()
@@ -71,14 +71,15 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
     except BrokenPipeError:  # the reader of our pipe (`| head`) has left: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:
-        print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)
-        code = DISK
     except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
+        if hasattr(error, "exit_code"):
+            code = error.exit_code
+            print(error, file=sys.stderr)
+        elif isinstance(error, OSError):
+            code = DISK
+            print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)
+        else:
             raise
-        print(error, file=sys.stderr)
     sys.exit(code or 0)
 
 

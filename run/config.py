@@ -1,0 +1,176 @@
+"""The options of a training run: one frozen dataclass is the only list of them.
+
+A value is taken from the command line, else from the run that is resumed, else from the recipe, else from here.
+"""
+
+import tomllib
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from run.cli import Parser, UsageError, did_you_mean
+
+NEWEST = ""  # what --resume without a value means
+
+
+def option(default, help: str, *names: str, choices: tuple[str, ...] | None = None, at_least: float | None = None):
+    """A field with its help text, its short names, and what it may hold."""
+    return field(default=default, metadata={"help": help, "names": names, "choices": choices, "at_least": at_least})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    # what is learned, from what, to where
+    model_name_or_path: str = option(
+        "auto", "auto, distilgpt2, any hub id, a local folder, or pocket (small, from scratch)", "--model"
+    )
+    data_dir: str = option("data", "folder with train.jsonl, val.jsonl and test.jsonl", "--data")
+    output_dir: str = option("checkpoints", "folder that holds the runs")
+    run_name: str | None = option(None, "name of this run's folder; default: model and time")
+    loss_on: str = option("answer", "tokens that are supervised", choices=("answer", "all"))
+    max_length: int = option(256, "longest record in tokens; longer ones are cut at a sentence end", at_least=8)
+    # how long
+    num_train_epochs: float | None = option(
+        None, "passes over the data; default: 3, for pocket 5", "--epochs", at_least=0
+    )
+    max_steps: int | None = option(None, "optimizer steps; overrides the epochs", at_least=1)
+    # the step
+    per_device_train_batch_size: int = option(16, "records a step, times the accumulation", "--batch_size", at_least=1)
+    gradient_accumulation_steps: int = option(1, "multiplies the records of a step", at_least=1)
+    micro_batch_tokens: int = option(
+        4096, "tokens computed at once; changes memory and speed, not the result", at_least=1
+    )
+    learning_rate: float | None = option(None, "peak; default: 5e-5, for pocket 2e-3", "--lr", at_least=0)
+    lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))
+    warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", at_least=0)
+    weight_decay: float = option(0.01, "AdamW's, on matrices only: not on biases and norms", at_least=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", at_least=0)
+    dropout: float = option(0.0, "in every place where the architecture has it", at_least=0)
+    seed: int = option(42, "of the order, of the dropout and of pocket's first weights")
+    # the machine
+    device: str = option("auto", "where to compute", choices=("auto", "cuda", "cpu"))
+    precision: str = option("auto", "auto: fp16 on CUDA, else fp32", choices=("auto", "fp32", "fp16", "bf16"))
+    # what is said and saved
+    logging_steps: int = option(100, "steps between two lines of progress", at_least=1)
+    eval_steps: int = option(500, "steps between two validations", at_least=1)
+    max_eval_samples: int = option(500, "records of val.jsonl that are validated on", at_least=1)
+    save_steps: int = option(500, "steps between two checkpoints", at_least=1)
+    save_total_limit: int = option(1, "checkpoints that are kept", at_least=1)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, least, choices = getattr(self, f.name), f.metadata["at_least"], f.metadata["choices"]
+            if choices and value not in choices:
+                raise UsageError(f"{f.name}: {value!r} is not one of {', '.join(choices)}.")
+            if least is not None and value is not None and not value >= least:
+                raise UsageError(f"{f.name}: {value} is less than {least}.")
+        if self.warmup_ratio > 1 or self.dropout >= 1:
+            raise UsageError("warmup_ratio is a share of at most 1, dropout one below 1.")
+        if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):
+            raise UsageError(f"run_name: {self.run_name!r} cannot be the name of a folder on every system.")
+
+    @property
+    def records_per_step(self) -> int:
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True)
+class Command:
+    """What `python train.py ...` asks for: the options, and the two things that are not the run's own."""
+
+    config: TrainConfig
+    given: dict  # the options that the user named, on the command line or in a recipe
+    resume: str | None  # None, NEWEST, or a run or checkpoint
+    dry_run: bool
+
+
+def parse_train(args: list[str] | None = None) -> Command:
+    """Read the command line. Leaves with exit code 2 and a sentence when it cannot be understood."""
+    parser = Parser(
+        prog="train.py",
+        usage="python train.py [options]",
+        description="Train a small language model to describe products.",
+    )
+    for f in fields(TrainConfig):
+        parser.add_argument(
+            f"--{f.name}",
+            *f.metadata["names"],
+            type=value_type(f.name),
+            choices=f.metadata["choices"],
+            metavar="|".join(f.metadata["choices"] or (value_type(f.name).__name__.upper(),)),
+            default=f.default,
+            help=f.metadata["help"] + ("" if f.default is None else f" [{f.default}]"),
+        )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file with any of these options; flags win")
+    parser.add_argument(
+        "--resume_from_checkpoint",
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="FOLDER",
+        help="go on with a run: its folder or a checkpoint; without a value the newest run",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    asked = vars(parser.parse_args(args))
+    # A second pass without defaults tells what was named from what was not.
+    parser.set_defaults(**dict.fromkeys(asked, MISSING))
+    named = {name: value for name, value in vars(parser.parse_args(args)).items() if value is not MISSING}
+    try:
+        recipe = read_recipe(asked["recipe"]) if asked["recipe"] else {}
+        given = recipe | {name: named[name] for name in known_options() if name in named}
+        return Command(TrainConfig(**given), given, asked["resume_from_checkpoint"], asked["dry_run"])
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def read_recipe(path: Path) -> dict:
+    """The options of a TOML recipe. Raises `UsageError` on a missing file, an unknown key or a wrong type."""
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"recipe {path}: {error.strerror}. The ready ones are in recipes/.") from None
+    except ValueError as error:
+        raise UsageError(f"recipe {path} is not valid TOML: {error}") from None
+    return {name: checked(name, value, f"recipe {path}") for name, value in recipe.items()}
+
+
+def checked(name: str, value, where: str):
+    """`value` as the option `name` holds it. Raises `UsageError` when there is no such option or it does not fit."""
+    if name not in known_options():
+        raise UsageError(f"{where}: unknown option {name}{did_you_mean(name, known_options())}")
+    wanted = value_type(name)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    optional = next(f.default is None for f in fields(TrainConfig) if f.name == name)
+    if type(value) is not wanted and not (value is None and optional):
+        raise UsageError(f"{where}: {name} should be of type {wanted.__name__}, and {value!r} is not.")
+    return value
+
+
+def known_options() -> list[str]:
+    return [f.name for f in fields(TrainConfig)]
+
+
+def value_type(name: str) -> type:
+    """str, int or float, also where the option may be left out (`float | None`)."""
+    hint = typing.get_type_hints(TrainConfig)[name]
+    return next(t for t in (typing.get_args(hint) or (hint,)) if t is not type(None))
+
+
+def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
+    """Fill in what depends on the model: one from scratch wants a larger learning rate and more epochs."""
+    learning_rate, epochs = (2e-3, 5.0) if from_scratch else (5e-5, 3.0)
+    return replace(
+        config,
+        learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
+        num_train_epochs=epochs if config.num_train_epochs is None else config.num_train_epochs,
+    )
+
+
+def to_json(config: TrainConfig) -> dict:
+    return asdict(config)
+
+
+def from_json(values: dict, where: str) -> TrainConfig:
+    """The options saved in a run. Raises `UsageError` on anything that this version does not know."""
+    return TrainConfig(**{name: checked(name, value, where) for name, value in values.items()})

@@ -1,0 +1,74 @@
+"""The machine: which device, which precision, how much memory."""
+
+import shutil
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+
+class EnvironmentFault(RuntimeError):
+    """This machine, as it is installed, cannot do what was asked."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: torch.device
+    precision: str  # fp32, fp16 or bf16
+    name: str  # for the screen
+    hint: str = ""  # one sentence, where something is probably not as the owner wants it
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision over fp32 master weights; in fp32 a context that does nothing."""
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Keeps small fp16 gradients from vanishing; in every other precision it passes numbers through."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+
+def pick_machine(device: str = "auto", precision: str = "auto") -> Machine:
+    """Raises `EnvironmentFault` when the wanted device or precision is not to be had."""
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise EnvironmentFault(f"--device cuda: {why_no_cuda() or 'no NVIDIA GPU was found.'}")
+    if device == "cpu" or not has_cuda:
+        if precision == "fp16":
+            raise EnvironmentFault("fp16 needs an NVIDIA GPU. Leave --precision at auto, or choose fp32.")
+        hint = "" if device == "cpu" else why_no_cuda()
+        precision = "fp32" if precision == "auto" else precision
+        return Machine(torch.device("cpu"), precision, f"CPU, {torch.get_num_threads()} threads", hint)
+
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise EnvironmentFault("This GPU has no bf16. Leave --precision at auto: fp16 is as good here.")
+    properties = torch.cuda.get_device_properties(0)
+    name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
+    return Machine(torch.device("cuda", 0), "fp16" if precision == "auto" else precision, name)
+
+
+def why_no_cuda() -> str:
+    """One sentence when an NVIDIA driver is there but this torch cannot use it; else nothing."""
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        where = "on Windows pip's default torch is CPU-only" if sys.platform == "win32" else "this torch is CPU-only"
+        return (
+            f"An NVIDIA driver is here, but {where}: install the CUDA build with the command from "
+            "pytorch.org/get-started/locally, then start again."
+        )
+    return ""
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on CUDA the most that tensors took at once, else the most that this process held in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not there on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,127 @@
+"""What is said: the progress line, the plan, and metrics.jsonl. Every number here comes from a pure function."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
+    """The learning rate of optimizer step `step`, counted from 0: warm-up, then linear or cosine decay to 0.
+
+    The same numbers as transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress)
+
+
+def eta_seconds(done: int, total: int, seconds: float) -> float:
+    """Seconds that the rest takes at the rate so far."""
+    return (total - done) * seconds / done if done else math.nan
+
+
+def clock(seconds: float) -> str:
+    """75 -> '1:15', 3725 -> '1:02:05'."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1536 -> '1.5 KB' (powers of 1024, as task managers count)."""
+    return _scaled(count, 1024, (" B", " KB", " MB", " GB", " TB"))
+
+
+def short(count: float) -> str:
+    """1234 -> '1.2k', 3456789 -> '3.5M'."""
+    return _scaled(count, 1000, ("", "k", "M", "G", "T"))
+
+
+def _scaled(count: float, base: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while abs(count) >= base and power < len(units) - 1:
+        count, power = count / base, power + 1
+    return f"{count:.0f}{units[power]}" if count >= 100 or power == 0 else f"{count:.1f}{units[power]}"
+
+
+def progress_line(entry: dict, total_steps: int, width: int | None = None) -> str:
+    """One entry of metrics.jsonl for the eye; what does not fit into `width` columns is left out from the right."""
+    step = entry["step"]
+    parts = [
+        f"step {step:{len(str(total_steps))}}/{total_steps} {100 * step / total_steps:3.0f}%",
+        f"loss {entry['loss']:.4f}",
+        f"val {entry['val_loss']:.4f}" if "val_loss" in entry else "",
+        f"lr {entry['learning_rate']:.1e}",
+        f"{short(entry['answer_tokens_per_second'])} answer tokens/s",
+        f"ETA {clock(entry['eta_seconds'])}",
+        f"peak {size(entry['peak_memory_bytes'])}",
+    ]
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    line = parts[0]
+    for part in filter(None, parts[1:]):
+        if len(line) + 2 + len(part) > width:
+            break
+        line += "  " + part
+    return line
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:{width}}  {value}" for name, value in rows)
+
+
+class Stopwatch:
+    """Seconds of training, without those spent on validation and saving."""
+
+    def __init__(self):
+        self.total = 0.0
+        self._lap = 0.0
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        self._take()
+        lap, self._lap = self._lap, 0.0
+        return lap
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._take()
+        yield
+        self._since = time.perf_counter()
+
+    def _take(self) -> None:
+        now = time.perf_counter()
+        self.total, self._lap, self._since = self.total + now - self._since, self._lap + now - self._since, now
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended and flushed at once."""
+
+    def __init__(self, path: Path, resumed_at: int = 0):
+        """Lines past step `resumed_at` belong to steps that will be done again, and go."""
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_at]
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, entry: dict) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # cut short by a power failure
+        return math.inf

@@ -1,0 +1,69 @@
+"""The pure functions behind every number on the screen."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from run.log import MetricsFile, clock, eta_seconds, learning_rate_at, progress_line, short, size
+
+
+@pytest.mark.parametrize(
+    "name, reference", [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)]
+)
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_the_learning_rate_is_that_of_transformers(name, reference, warmup):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = reference(optimizer, warmup, 40)
+    for step in range(40):
+        expected = optimizer.param_groups[0]["lr"]
+        assert learning_rate_at(step, 40, warmup, 0.3, name) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_eta():
+    assert eta_seconds(10, 40, 5.0) == 15.0
+    assert math.isnan(eta_seconds(0, 40, 5.0))
+
+
+def test_numbers_for_people():
+    assert [clock(s) for s in (0, 59.6, 75, 3725, math.nan)] == ["0:00", "1:00", "1:15", "1:02:05", "?"]
+    assert [size(n) for n in (0, 1023, 1536, 200 * 2**20, 3 * 2**40)] == ["0 B", "1023 B", "1.5 KB", "200 MB", "3.0 TB"]
+    assert [short(n) for n in (0, 999, 1234, 3_456_789, 82e6)] == ["0", "999", "1.2k", "3.5M", "82.0M"]
+
+
+ENTRY = {
+    "step": 50,
+    "loss": 1.25,
+    "val_loss": 1.5,
+    "learning_rate": 1e-3,
+    "answer_tokens_per_second": 5400.0,
+    "eta_seconds": 61.0,
+    "peak_memory_bytes": 600 * 2**20,
+}
+
+
+def test_the_progress_line_has_every_part():
+    line = progress_line(ENTRY, 200, width=200)
+    assert line == (
+        "step  50/200  25%  loss 1.2500  val 1.5000  lr 1.0e-03  5.4k answer tokens/s  ETA 1:01  peak 600 MB"
+    )
+
+
+@pytest.mark.parametrize("width", [20, 40, 79])
+def test_the_progress_line_fits_a_narrow_terminal(width):
+    assert len(progress_line(ENTRY, 200, width)) <= width
+
+
+def test_lines_of_steps_that_will_be_done_again_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st', encoding="utf-8")
+    MetricsFile(path, resumed_at=2).write({"step": 3, "again": True})
+    assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "again": True},
+    ]
