@@ -1,0 +1,151 @@
+"""Models and tokenizers from the hub, from a folder, or from nothing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file, logging
+
+POCKET = "pocket"
+POCKET_VOCABULARY = 3072
+
+
+class ModelUnavailable(RuntimeError):
+    """The model cannot be had on this machine as it is. The message says what to do."""
+
+    exit_code = 3
+
+
+class UnsupportedModel(ValueError):
+    """The model was found, but Vitrine's loop cannot train it correctly."""
+
+    exit_code = 2
+
+
+def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:
+    """What `auto` means here: the name of a model and one sentence with the reason; any other name stays itself."""
+    if name != "auto":
+        return name, "as asked"
+    if not has_gpu:
+        return POCKET, "there is no GPU, and pocket trains in minutes without one; --model distilgpt2 for the large one"
+    try:
+        cached_file("distilgpt2", "model.safetensors")  # from the cache, else downloaded into it
+        load_tokenizer("distilgpt2")
+    except (ModelUnavailable, OSError, ValueError):
+        return POCKET, "distilgpt2 is neither cached nor can it be downloaded now"
+    return "distilgpt2", "there is a GPU"
+
+
+def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
+    """A causal language model with fp32 weights, in eval mode, on the CPU.
+
+    Raises `ModelUnavailable` when the weights cannot be had, `UnsupportedModel` when the loop cannot train them.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        set_dropout(config, dropout)
+        if getattr(config, "activation_function", None) == "gelu_new":
+            config.activation_function = "gelu_pytorch_tanh"  # the same formula in one kernel instead of eight
+        with quiet(when=Path(name).is_dir()):
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,  # a pickle is never opened
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except Exception as error:  # the hub, the network, the disk and the parsers each raise their own
+        raise unavailable(name, error) from error
+    if loading["missing_keys"]:
+        raise ModelUnavailable(f"{name} lacks the weights {sorted(loading['missing_keys'])[:3]}: not a whole model.")
+    check_supported(model.config, str(name))
+    return model
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model. Raises `ModelUnavailable` or `UnsupportedModel`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise unavailable(name, error) from error
+    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+        raise UnsupportedModel(f"The tokenizer of {name} has no fast version or no end token; choose another model.")
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A Hugging Face folder in safetensors, the tokenizer's files included."""
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def quiet(when: bool = True) -> Iterator[None]:
+    """Without transformers' progress bars: a download should show one, a folder on the disk need not."""
+    if when:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def unavailable(name: str | Path, error: Exception) -> ModelUnavailable:
+    reason = " ".join(str(error).split())
+    reason = reason if len(reason) <= 200 else reason[:200] + "..."
+    return ModelUnavailable(
+        f"The model {name} cannot be loaded: {reason}\n"
+        "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER. "
+        "Without any download: --model pocket."
+    )
+
+
+def check_supported(config: PreTrainedConfig, name: str) -> None:
+    """Raises `UnsupportedModel` for what the chunked loss or the flat attention would compute wrongly."""
+    scales = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
+    for key in scales:
+        if getattr(config, key, None) not in (None, 1.0):
+            raise UnsupportedModel(f"{name} scales or caps its logits ({key}), which the chunked loss does not do.")
+
+
+def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
+    for key in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"):
+        if hasattr(config, key):
+            setattr(config, key, dropout)
+
+
+def pocket_model(tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int, dropout: float = 0.0):
+    """A GPT-2 small enough for a CPU (2.4 M parameters), with first weights that only `seed` decides."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=max_length,
+        n_embd=192,
+        n_layer=4,
+        n_head=6,
+        activation_function="gelu_pytorch_tanh",
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    set_dropout(config, dropout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config).eval()
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """The most tokens that the model can see at once."""
+    return getattr(config, "max_position_embeddings", None) or 2**31

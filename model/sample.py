@@ -1,0 +1,140 @@
+"""Generation: one token at a time with a key-value cache, by hand.
+
+Each answer has a random stream of its own, keyed by (seed, its number), so it does not depend on which other prompts
+happened to share its batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from model.load import context_length
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. `greedy` takes the likeliest; 0 or 1.0 switches the other knobs off."""
+
+    max_new_tokens: int = 220
+    greedy: bool = False
+    temperature: float = 0.7
+    top_k: int = 50
+    top_p: float = 0.95
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Answer:
+    ids: list[int]  # without the end token
+    stopped: bool  # by the end token, not by the length
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel, prompts: list[list[int]], end_token: int, sampling: Sampling, batch_size: int = 32
+) -> list[Answer]:
+    """One `Answer` for each prompt, in order."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths share a batch: less padding
+    answers: list[Answer | None] = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids: list[list[int]] = [[] for _ in chosen]
+        for tokens in tokens_of(model, [prompts[i] for i in chosen], end_token, sampling, numbers=chosen):
+            for row, token in enumerate(tokens):
+                if token is not None:
+                    ids[row].append(token)
+        for i, row in zip(chosen, ids, strict=True):
+            stopped = bool(row) and row[-1] == end_token
+            answers[i] = Answer(row[:-1] if stopped else row, stopped)
+    return answers
+
+
+@torch.inference_mode()
+def tokens_of(
+    model: PreTrainedModel, prompts: list[list[int]], end_token: int, sampling: Sampling, numbers: list[int]
+) -> Iterator[list[int | None]]:
+    """For each step the next token of every prompt, the end token included; None for those that have ended.
+
+    Prompts are padded on the left, so that all of them end, and go on, in the same column. An answer also ends where
+    the model's context does; a prompt that fills the context by itself has none.
+    """
+    device, longest, context = model.device, max(map(len, prompts)), context_length(model.config)
+    ids = torch.tensor([[end_token] * (longest - len(p)) + p for p in prompts], device=device)  # (n, L)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    streams = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + number) for number in numbers]
+    written: list[list[int]] = [[] for _ in prompts]
+    ended = [len(prompt) >= context for prompt in prompts]
+    cache = None
+    for _ in range(sampling.max_new_tokens):
+        if all(ended):
+            return
+        positions = (mask.cumsum(dim=1) - 1).clamp(0, context - 1)[:, -ids.shape[1] :]
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        # Every stream moves on at every step, so that it does not matter when the others end.
+        uniform = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
+        chosen = next_tokens(output.logits[:, -1].float(), written, sampling, uniform).tolist()
+        yield [None if end else token for token, end in zip(chosen, ended, strict=True)]
+        for row, token in enumerate(chosen):
+            if not ended[row]:
+                written[row].append(token)
+                ended[row] = token == end_token or len(prompts[row]) + len(written[row]) >= context
+        ids = torch.tensor(chosen, device=device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+
+
+def next_tokens(logits: Tensor, written: list[list[int]], sampling: Sampling, uniform: Tensor) -> Tensor:
+    """`logits` (n, V), the tokens `written` so far, `uniform` (n,) in [0, 1) -> next tokens (n,).
+
+    Temperature, then top-k, then top-p, as transformers orders them. The two repetition rules look at the answer
+    only: a word of the title must be free to appear in its description.
+    """
+    logits = penalised(logits, written, sampling)
+    if sampling.greedy:
+        return logits.argmax(dim=-1)
+    k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    values, tokens = (logits / sampling.temperature).topk(k)  # (n, k), largest first
+    p = values.double().softmax(dim=-1)
+    before = p.cumsum(dim=-1) - p  # probability of all likelier tokens
+    if 0 < sampling.top_p < 1:
+        p = p.masked_fill(before >= sampling.top_p, 0.0)
+    total = p.cumsum(dim=-1)
+    threshold = uniform.to(p.device)[:, None] * total[:, -1:]
+    place = (total <= threshold).sum(dim=-1, keepdim=True).clamp(max=k - 1)  # inverse of the distribution function
+    return tokens.gather(-1, place)[:, 0]
+
+
+def penalised(logits: Tensor, written: list[list[int]], sampling: Sampling) -> Tensor:
+    """Repetition penalty (Keskar et al., 2019, "CTRL") and the ban of repeated n-grams (Paulus et al., 2017)."""
+    if sampling.repetition_penalty == 1.0 and not sampling.no_repeat_ngram_size:
+        return logits
+    logits = logits.clone()
+    for row, tokens in enumerate(written):
+        if sampling.repetition_penalty != 1.0 and tokens:
+            seen = torch.tensor(sorted(set(tokens)), device=logits.device)
+            score = logits[row, seen]
+            factor = torch.where(score < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
+            logits[row, seen] = score * factor
+        if banned := repeating_tokens(tokens, sampling.no_repeat_ngram_size):
+            logits[row, banned] = -torch.inf
+    return logits
+
+
+def repeating_tokens(tokens: list[int], n: int) -> list[int]:
+    """The tokens that would complete an n-gram that `tokens` already holds."""
+    if n <= 0 or len(tokens) < n:
+        return []
+    tail = tokens[len(tokens) - n + 1 :]
+    return [tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tokens[i : i + n - 1] == tail]

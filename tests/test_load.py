@@ -1,0 +1,80 @@
+"""Models from folders, and what is said when there is none."""
+
+import pytest
+import torch
+from conftest import tiny_gpt2
+from safetensors.torch import load_file, save_file
+from transformers import Gemma2Config, GPT2LMHeadModel
+
+from model.load import ModelUnavailable, UnsupportedModel, check_supported, choose_model, load_model, pocket_model
+
+
+def test_auto_without_a_gpu_or_without_weights_is_pocket_and_says_why():
+    assert choose_model("auto", has_gpu=False)[0] == "pocket"
+    name, reason = choose_model("auto", has_gpu=True)  # HF_HUB_OFFLINE=1 and an empty cache
+    assert name == "pocket" and "distilgpt2" in reason
+
+
+def test_a_named_model_is_never_replaced():
+    assert choose_model("distilgpt2", has_gpu=False)[0] == "distilgpt2"
+    with pytest.raises(ModelUnavailable, match="distilgpt2 cannot be loaded"):
+        load_model("distilgpt2")
+
+
+def test_the_faster_gelu_is_the_same_model(tmp_path):
+    ids = torch.arange(20)[None]
+    slow = tiny_gpt2(activation_function="gelu_new")
+    slow.save_pretrained(tmp_path)
+    fast = load_model(tmp_path)
+    assert fast.config.activation_function == "gelu_pytorch_tanh"
+    torch.testing.assert_close(fast(ids).logits, slow(ids).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_in_half_precision_are_trained_in_fp32(tmp_path):
+    tiny_gpt2().half().save_pretrained(tmp_path)
+    assert {p.dtype for p in load_model(tmp_path).parameters()} == {torch.float32}
+
+
+def test_dropout_is_set_everywhere(tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path)
+    model = load_model(tmp_path, dropout=0.25)
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.25}
+
+
+def test_missing_weights_are_not_replaced_by_random_ones(tmp_path):
+    tiny_gpt2().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("transformer.h.1.mlp.c_fc.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match="c_fc"):
+        load_model(tmp_path)
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    """A folder whose only weights are a pickle that would leave a mark."""
+    tiny_gpt2().config.save_pretrained(tmp_path)
+    mark = tmp_path / "opened"
+    (tmp_path / "pytorch_model.bin").write_bytes(
+        b"cbuiltins\nopen\n(V" + str(mark).encode() + b"\nVw\ntR."  # pickle for open(mark, "w")
+    )
+    with pytest.raises(ModelUnavailable):
+        load_model(tmp_path)
+    assert not mark.exists()
+
+
+def test_models_that_cap_their_logits_are_refused():
+    with pytest.raises(UnsupportedModel, match="final_logit_softcapping"):
+        check_supported(Gemma2Config(), "gemma")
+
+
+def test_pocket_depends_on_its_seed_alone(tokenizer):
+    torch.manual_seed(1)
+    first = pocket_model(tokenizer, 64, seed=3)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again, other = pocket_model(tokenizer, 64, seed=3), pocket_model(tokenizer, 64, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert isinstance(first, GPT2LMHeadModel)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+    assert not torch.equal(first.transformer.wte.weight, other.transformer.wte.weight)

@@ -1,0 +1,96 @@
+"""Generation by hand against transformers' own."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, tiny_gpt2
+from transformers import AutoModelForCausalLM
+from transformers.generation import (
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from model.sample import Sampling, generate, next_tokens, penalised, repeating_tokens
+
+PROMPTS = [[5, 6, 7], [300, 20, 1, 9, 44, 8, 8], [77], [12, 13, 14, 15]]
+END = 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_tokens_equal_those_of_transformers(architecture):
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
+    answers = generate(model, PROMPTS, END, Sampling(greedy=True, max_new_tokens=24), batch_size=3)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([prompt])
+        theirs = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=END,
+            pad_token_id=END,
+            renormalize_logits=False,
+        )[0, len(prompt) :].tolist()
+        assert answer.ids == theirs[: len(answer.ids)] and answer.stopped == (theirs[-1] == END)
+
+
+def test_an_answer_does_not_depend_on_who_shares_its_batch():
+    model = tiny_gpt2()
+    together = generate(model, PROMPTS, END, Sampling(max_new_tokens=12), batch_size=4)
+    apart = generate(model, PROMPTS, END, Sampling(max_new_tokens=12), batch_size=1)
+    assert together == apart
+    assert generate(model, PROMPTS, END, Sampling(max_new_tokens=12, seed=1)) != together
+
+
+def test_an_answer_stops_at_the_end_token_and_leaves_it_out():
+    model = tiny_gpt2()
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(model.transformer.wte.weight[END] * 100)  # END is always the likeliest
+    (answer,) = generate(model, [[5]], END, Sampling(greedy=True))
+    assert answer.ids == [] and answer.stopped
+
+
+def test_an_answer_ends_with_the_context_of_the_model():
+    model = tiny_gpt2(n_positions=20)
+    long, short, full = generate(model, [[5] * 15, [6, 7], [8] * 25], END, Sampling(greedy=True, max_new_tokens=50))
+    assert (len(long.ids), len(short.ids), len(full.ids)) == (5, 18, 0)
+    assert short == generate(model, [[6, 7]], END, Sampling(greedy=True, max_new_tokens=50))[0]
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(0.7, 50, 0.95), (1.3, 0, 0.5), (1.0, 5, 1.0), (0.5, 1000, 0.2)])
+def test_draws_follow_the_distribution_of_transformers(temperature, top_k, top_p):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 60) * 3
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    expected = warpers(None, logits.clone()).softmax(-1)[0].double()
+
+    draws = 20_001
+    uniform = torch.arange(draws, dtype=torch.float64) / draws  # every quantile once: no chance in this test
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    tokens = next_tokens(logits.expand(draws, -1), [[]] * draws, sampling, uniform)
+    share = torch.bincount(tokens, minlength=60).double() / draws
+    assert (share - expected).abs().max() < 2 / draws + 1e-6
+
+
+def test_repetition_rules_equal_those_of_transformers():
+    torch.manual_seed(0)
+    logits, written = torch.randn(2, 60), [[1, 2, 3, 1, 2], [7, 7, 7, 8, 9]]
+    theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(written), logits.clone())
+    theirs = NoRepeatNGramLogitsProcessor(3)(torch.tensor(written), theirs)
+    ours = penalised(logits, written, Sampling(repetition_penalty=1.3, no_repeat_ngram_size=3))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_repetition_rules_leave_the_prompt_alone():
+    assert repeating_tokens([], 2) == []
+    logits = torch.zeros(1, 10)
+    assert torch.equal(penalised(logits, [[]], Sampling(repetition_penalty=2.0, no_repeat_ngram_size=1)), logits)
