@@ -1,0 +1,55 @@
+"""What the design says of the house, read off the files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGES = ("run", "text", "model")
+SCRIPTS = tuple(path.stem for path in ROOT.glob("*.py"))
+OURS = [path for folder in (".", *PACKAGES, "examples") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """The first names of all modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_packages_never_import_each_other_nor_a_script(package):
+    for path in (ROOT / package).glob("*.py"):
+        forbidden = ({*PACKAGES, *SCRIPTS}) - {package}
+        assert not imported(path) & forbidden, path
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_never_import_scripts(name):
+    assert not imported(ROOT / f"{name}.py") & set(SCRIPTS)
+
+
+def test_no_pickle_is_opened_and_no_foreign_code_is_run():
+    for path in OURS:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not imported(path) & {"pickle", "dill", "joblib", "shelve", "marshal"}, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) != ("torch", "load"), path
+            if isinstance(node, ast.Name):
+                assert node.id not in ("eval", "exec"), path
+
+
+def test_data_preparation_loads_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, data_prep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
