@@ -1,0 +1,150 @@
+"""Before and after: the base model and the trained one on products that neither was trained on.
+
+    python evaluate.py                    the newest run, on 300 records of data/test.jsonl
+    python evaluate.py --run NAME --max_samples 1000
+
+Both models are loaded from the disk, one after the other, and get the same records, the same prompts and the same
+greedy decoding. The table is printed and saved in the run's folder, as metrics.json and evaluation.md.
+"""
+
+from pathlib import Path
+
+from run.cli import Parser, run_script
+
+
+def parse(args: list[str] | None = None):
+    parser = Parser(prog="evaluate.py", usage="python evaluate.py [options]", description="Before and after training.")
+    parser.add_argument("--run", metavar="NAME|PATH", help="the run; default: the newest in --output_dir")
+    parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
+    parser.add_argument("--data_dir", "--data", type=Path, metavar="FOLDER", help="default: the run's own")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="[test]")
+    parser.add_argument("--max_samples", type=int, default=300, metavar="N", help="held-out records [300]")
+    parser.add_argument("--max_new_tokens", type=int, default=220, metavar="N", help="[220]")
+    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="answers written at once [32]")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
+    parser.add_argument("--facts", type=Path, metavar="FILE", help="facts of the titles; default: the example's")
+    options = parser.parse_args(args)
+    if min(options.max_samples, options.max_new_tokens, options.batch_size) < 1:
+        parser.error("--max_samples, --max_new_tokens and --batch_size are at least 1.")
+    return options
+
+
+if __name__ == "__main__":
+    OPTIONS = parse()  # before torch is imported, so that --help answers at once
+
+import math
+
+from sacrebleu import corpus_chrf
+
+from model.attention import use_flat_attention, use_padded_attention
+from model.load import load_model, load_tokenizer
+from model.loss import mean_loss
+from model.sample import Sampling, generate
+from run.checkpoint import CONFIG, base_model_of, find_run, read_json, weights_of, write_json
+from run.config import TrainConfig, from_json
+from run.device import Machine, pick_machine
+from text.answer import decode
+from text.batch import Encoder, flat_batches
+from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
+from text.stream import RecordFile
+from text.template import Template, load_template
+
+EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
+# key, how it is called, its format, and whether more is better
+ROWS = [
+    ("loss", "loss, nats per answer token", ".4f", "lower"),
+    ("perplexity", "perplexity", ".1f", "lower"),
+    ("bits_per_character", "bits per character", ".3f", "lower"),
+    ("chrf", "chrF", ".1f", "higher"),
+    ("distinct_2", "distinct-2", ".3f", "higher"),
+    ("repetition_rate", "repeated 4-grams", ".1%", "lower"),
+    ("stopped", "stopped by itself", ".1%", "higher"),
+    ("fact_rate", "facts of the title repeated", ".1%", "higher"),
+    ("unseen_brand_rate", "brands never trained on repeated", ".1%", "higher"),
+]
+
+
+def main(options) -> int:
+    run = find_run(options.run, options.output_dir)
+    config = from_json(read_json(run / CONFIG)["options"], str(run / CONFIG))
+    data = options.data_dir or Path(config.data_dir)
+    file = RecordFile(data / f"{options.split}.jsonl")
+    records = [file[i] for i in range(min(len(file), options.max_samples))]
+    facts = load_facts(options.facts or EXAMPLE_FACTS)
+    training_titles = [record["title"] for record in RecordFile(data / "train.jsonl")]
+    machine, weights = pick_machine(options.device, config.precision), weights_of(run)
+    template = load_template(weights)
+    print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
+
+    results, answers = {}, {}
+    for column, source in (("before", base_model_of(run)), ("after", weights)):
+        print(f"{column}: {source}")
+        results[column], answers[column] = measure(source, template, records, config, machine, options)
+        results[column] |= fact_rates(records, answers[column], facts, training_titles)
+
+    report = markdown(results, records, answers, options.split)
+    write_json(run / "metrics.json", {"split": options.split, "records": len(records), **results})
+    (run / "evaluation.md").write_text(report, encoding="utf-8")
+    print("\n" + report + f"\nSaved {run / 'metrics.json'} and {run / 'evaluation.md'}.")
+    return 0
+
+
+def measure(
+    source: str | Path, template: Template, records: list[dict], config: TrainConfig, machine: Machine, options
+) -> tuple[dict[str, float], list[str]]:
+    """One model, loaded from the disk: its numbers and its answers."""
+    model, tokenizer = load_model(source).to(machine.device), load_tokenizer(source)
+    encoder = Encoder(tokenizer, template, config.max_length)
+    rows = encoder.rows(records)
+    use_flat_attention(model)
+    with machine.autocast():
+        loss = mean_loss(model, flat_batches(rows, config.micro_batch_tokens))
+    tokens = sum(len(row.ids) - row.first_supervised for row in rows)
+    characters = sum(len(decode(tokenizer, row.ids[row.first_supervised :])) for row in rows)
+
+    use_padded_attention(model)
+    sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True)
+    prompts = encoder.prompts([record["title"] for record in records])
+    answers = generate(model, prompts, tokenizer.eos_token_id, sampling, options.batch_size)
+    texts = [decode(tokenizer, answer.ids) for answer in answers]
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        # of the answer and its end token; characters, unlike tokens, are the same for every tokenizer
+        "bits_per_character": loss * tokens / math.log(2) / characters,
+        "chrf": corpus_chrf(texts, [[record["content"] for record in records]]).score,
+        "distinct_2": distinct_n(texts, 2),
+        "repetition_rate": repetition_rate(texts, 4),
+        "stopped": sum(answer.stopped for answer in answers) / len(answers),
+    }, texts
+
+
+def markdown(results: dict[str, dict], records: list[dict], answers: dict[str, list[str]], split: str) -> str:
+    """The table, and a few answers side by side with what the catalogue says."""
+    columns = list(results)
+    lines = [f"## {len(records)} records of {split}, before and after", ""]
+    lines += ["| | " + " | ".join(columns) + " | better |", "|---|" + "---:|" * len(columns) + "---|"]
+    for key, label, form, better in ROWS:
+        if all(key in results[column] for column in columns):
+            lines.append(f"| {label} | {' | '.join(format(results[c][key], form) for c in columns)} | {better} |")
+    if "fact_titles" in results["after"]:
+        known, brands = results["after"]["fact_titles"], results["after"]["unseen_brands"]
+        lines += ["", f"Facts are known of {known} of the titles; {brands} of their brands stand in no training title."]
+    lines += ["", "| title | " + " | ".join(columns) + " | catalogue |", "|---" * (len(columns) + 2) + "|"]
+    for i in range(min(5, len(records))):
+        cells = [records[i]["title"], *(answers[column][i] for column in columns), records[i]["content"]]
+        lines.append("| " + " | ".join(map(table_cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def table_cell(text: str, limit: int = 240) -> str:
+    """Text as a cell of a Markdown table: one line, nothing in it taken for markup."""
+    line = " ".join(text.split())
+    line = line if len(line) <= limit else line[:limit] + " ..."
+    for mark in "\\`*_<>|[]":
+        line = line.replace(mark, f"&#{ord(mark)};")
+    return line
+
+
+if __name__ == "__main__":
+    run_script(main, OPTIONS)

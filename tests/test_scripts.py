@@ -1,0 +1,119 @@
+"""The scripts as a person starts them: exit codes, sentences, pipes."""
+
+import json
+
+import pytest
+from conftest import ROOT, script, write_data
+
+SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py")
+
+
+@pytest.fixture
+def run(tmp_path, data, gpt2_folder, train):
+    train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 2)
+    return tmp_path / "runs" / "a"
+
+
+def said(result, code: int) -> str:
+    """The one or two sentences on standard error; never a traceback."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_comes_without_torch(name):
+    result = script(name, "--help")
+    assert result.returncode == 0 and name in result.stdout
+    code = f"import sys, runpy; sys.argv = ['{name}', '--help']\n"
+    code += f"try: runpy.run_path(r'{ROOT / name}', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    from subprocess import run as start
+    from sys import executable
+
+    assert start([executable, "-c", code], capture_output=True, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_an_unknown_flag_is_exit_code_2(name):
+    assert "unknown argument --colour" in said(script(name, "--colour", "blue", "in.json"), 2)
+
+
+def test_missing_data_is_exit_code_2(tmp_path):
+    assert "data_prep.py" in said(script("train.py", "--data", tmp_path / "none", "--model", "pocket"), 2)
+
+
+def test_empty_data_is_exit_code_2(tmp_path):
+    write_data(tmp_path / "data", [])
+    assert "holds no record" in said(script("train.py", "--data", tmp_path / "data", "--model", "pocket"), 2)
+
+
+def test_an_unwritable_output_is_exit_code_6(tmp_path, data):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    args = ("--data", data, "--model", "pocket", "--output_dir", tmp_path / "file" / "runs")
+    assert "--output_dir" in said(script("train.py", *args), 6)
+
+
+@pytest.mark.parametrize("model", ["no-such/model", "no_such_folder", "."])
+def test_an_unknown_model_is_exit_code_3(tmp_path, data, model):
+    message = said(script("train.py", "--data", data, "--model", model, "--output_dir", tmp_path), 3)
+    assert f"The model {model} cannot be loaded" in message and "--model" in message
+
+
+def test_cuda_without_a_gpu_is_exit_code_3(tmp_path, data):
+    said(script("train.py", "--data", data, "--device", "cuda", "--output_dir", tmp_path), 3)
+
+
+def test_only_the_answer_is_printed(run):
+    result = script("generate.py", "--run", run, "--title", "Caneca azul", "--greedy", "--max_new_tokens", 8)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+    assert "Question" not in result.stdout and "assistant" not in result.stdout and "Caneca" not in result.stdout
+
+
+def test_a_pipe_of_titles_gives_a_line_each(run):
+    args = ("--run", run, "--max_new_tokens", 8, "--num_return_sequences", 2)
+    result = script("generate.py", *args, stdin="Caneca azul\n\nPão de forma\n")
+    assert result.returncode == 0 and result.stdout.count("\n") == 4
+
+
+def test_a_file_of_titles_gives_jsonl(run, tmp_path):
+    titles = tmp_path / "titles.txt"
+    titles.write_text("\ufeffCaneca azul\nPão <|endoftext|> 🙂\n", encoding="utf-8")
+    result = script("generate.py", "--run", run, "--titles", titles, "--max_new_tokens", 8)
+    entries = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [entry["title"] for entry in entries] == ["Caneca azul", "Pão <|endoftext|> 🙂"]
+    assert all(set(entry) == {"title", "answer", "stopped"} for entry in entries)
+
+
+def test_the_same_seed_gives_the_same_answer_and_before_another_one(run):
+    args = ("--run", run, "--title", "Caneca", "--max_new_tokens", 12)
+    first, again, other, before = (
+        script("generate.py", *args, *more).stdout for more in ((), (), ("--seed", 7), ("--before", "--greedy"))
+    )
+    assert first == again != other
+    base = json.loads((run / "train_config.json").read_text(encoding="utf-8"))["base_model"]
+    assert "tiny-gpt2" in base and before.strip()
+
+
+@pytest.mark.parametrize(
+    "args, sentence",
+    [
+        (("--title", "x", "--titles", "y"), "not both"),
+        (("--temperature", "0"), "--greedy"),
+        (("--titles", "missing.txt"), "missing.txt"),
+        (("--run", "missing"), "is no run"),
+        (("--greedy", "--num_return_sequences", "2"), "only one answer"),
+    ],
+)
+def test_generate_says_what_is_wrong(args, sentence, tmp_path):
+    assert sentence in said(script("generate.py", "--output_dir", tmp_path, *args), 2)
+
+
+def test_no_run_yet_is_a_sentence(tmp_path):
+    for name in ("generate.py", "evaluate.py"):
+        assert "python train.py" in said(script(name, "--output_dir", tmp_path), 2)
+
+
+def test_nothing_on_the_pipe_is_a_sentence(run):
+    assert "no title" in said(script("generate.py", "--run", run, stdin="\n"), 2)
