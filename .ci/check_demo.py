@@ -1,0 +1,19 @@
+"""Fails unless the newest run keeps what the README says of `make demo`."""
+
+import json
+import sys
+from pathlib import Path
+
+newest = max(Path("checkpoints").glob("*/metrics.json"), key=lambda path: path.stat().st_mtime)
+metrics = json.loads(newest.read_text(encoding="utf-8"))
+before, after = metrics["before"], metrics["after"]
+promises = {
+    "at least 200 held-out titles": after["fact_titles"] >= 200,
+    "at least 90 % of the titles' facts": after["fact_rate"] >= 0.90,
+    "at least 75 % of the brands never trained on": after["unseen_brand_rate"] >= 0.75,
+    "at least 95 % stop by themselves": after["stopped"] >= 0.95,
+    "near 0 % of the facts before": before["fact_rate"] <= 0.05,
+}
+for promise, kept in promises.items():
+    print("kept  " if kept else "BROKEN", promise)
+sys.exit(not all(promises.values()))

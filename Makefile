@@ -1,0 +1,24 @@
+# make demo | test | lint     (on Windows without make: the README has the same commands as one-liners)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+demo: $(VENV)/run.stamp
+	$(BIN)/python train.py
+
+test: $(VENV)/dev.stamp
+	PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+
+$(VENV)/run.stamp: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.PHONY: demo test lint
