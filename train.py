@@ -142,7 +142,8 @@ def main(command: Command) -> int:
         return [decode(tokenizer, answer.ids) for answer in answers]
 
     test_file = RecordFile(data / "test.jsonl")
-    titles = [test_file[i]["title"] for i in range(min(3, len(test_file)))]
+    shown = min(3, len(test_file))
+    titles = [test_file[len(test_file) * i // shown]["title"] for i in range(shown)]
     if run is None:
         run = new_run(Path(config.output_dir), config.run_name, name)
         if name == POCKET:
@@ -229,7 +230,7 @@ def main(command: Command) -> int:
     return 0
 
 
-def shortened(answer: str, limit: int = 300) -> str:
+def shortened(answer: str, limit: int = 240) -> str:
     """One line of at most `limit` characters for the screen."""
     line = " ".join(answer.split())
     return line if len(line) <= limit else line[:limit] + " ..."

@@ -31,7 +31,7 @@ class TrainConfig:
     max_length: int = option(256, "longest record in tokens; longer ones are cut at a sentence end", at_least=8)
     # how long
     num_train_epochs: float | None = option(
-        None, "passes over the data; default: 3, for pocket 5", "--epochs", at_least=0
+        None, "passes over the data; default: 3, for pocket 6", "--epochs", at_least=0
     )
     max_steps: int | None = option(None, "optimizer steps; overrides the epochs", at_least=1)
     # the step
@@ -159,7 +159,7 @@ def value_type(name: str) -> type:
 
 def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     """Fill in what depends on the model: one from scratch wants a larger learning rate and more epochs."""
-    learning_rate, epochs = (2e-3, 5.0) if from_scratch else (5e-5, 3.0)
+    learning_rate, epochs = (2e-3, 6.0) if from_scratch else (5e-5, 3.0)
     return replace(
         config,
         learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
