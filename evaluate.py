@@ -98,7 +98,7 @@ def measure(
     rows = encoder.rows(records)
     use_flat_attention(model)
     with machine.autocast():
-        loss = mean_loss(model, flat_batches(rows, config.micro_batch_tokens))
+        loss = mean_loss(model, flat_batches(rows, 4096))
     tokens = sum(len(row.ids) - row.first_supervised for row in rows)
     characters = sum(len(decode(tokenizer, row.ids[row.first_supervised :])) for row in rows)
 

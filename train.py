@@ -33,7 +33,7 @@ from model.load import (
     pocket_model,
     save_model,
 )
-from model.loss import mean_loss, summed_loss
+from model.loss import CHUNK_ROWS, mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run.checkpoint import (
     check_free_space,
@@ -50,9 +50,17 @@ from run.checkpoint import (
 from run.cli import INTERRUPTED, UsageError, run_script
 from run.device import peak_memory, pick_machine
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
+from run.memory import (
+    free_memory,
+    get_random_state,
+    plan_memory,
+    set_random_state,
+    smaller_micro_batch,
+    stay_on_the_card,
+)
 from run.stop import StopRequest
 from text.answer import decode
-from text.batch import Encoder, flat_batches, step_batches
+from text.batch import Encoder, blank_batch, flat_batches, step_batches
 from text.bpe import train_bpe
 from text.prepare import prepare
 from text.stream import RecordFile, records_of_steps, steps_per_epoch
@@ -68,7 +76,8 @@ def main(command: Command) -> int:
         run, checkpoint = resume_point(command.resume, Path(config.output_dir))
         config = replace(from_json(read_json(run / "train_config.json")["options"], str(run)), **command.given)
     machine = pick_machine(config.device, config.precision)
-    name, reason = choose_model(config.model_name_or_path, has_gpu=machine.device.type == "cuda")
+    device = machine.device
+    name, reason = choose_model(config.model_name_or_path, has_gpu=device.type == "cuda")
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == POCKET)
 
     # ---- data: three JSONL files, read from disk as they are needed
@@ -96,7 +105,7 @@ def main(command: Command) -> int:
     tokenizer.chat_template = template.chat_template()
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     use_flat_attention(model)
-    model.to(machine.device)
+    model.to(device)
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -108,12 +117,23 @@ def main(command: Command) -> int:
     )
     scaler = machine.grad_scaler()
 
+    # ---- memory: what a step takes, and the largest micro-batch that fits
+    def probe(tokens: int) -> torch.Tensor:
+        with machine.autocast():
+            return summed_loss(model, blank_batch(2, tokens // 2).to(device))
+
+    memory, available = plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe), free_memory(device)
+    stay_on_the_card(device)
+    step_tokens = config.records_per_step * config.max_length
+    fitting = memory.largest_micro_batch(available, config.max_length, at_most=step_tokens)
+    micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, 4096))
+
     # ---- plan
     epoch_steps = steps_per_epoch(len(train_file), config.records_per_step)
     total_steps = config.max_steps or math.ceil(config.num_train_epochs * epoch_steps)
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
-    val_batches = flat_batches(encoder.rows(val_records), config.micro_batch_tokens)
+    val_batches = flat_batches(encoder.rows(val_records), micro_batch_tokens)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = [len(row.ids) for row in encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])]
     checkpoint_bytes = 12 * parameters  # fp32 weights and the two moments of AdamW
@@ -124,7 +144,8 @@ def main(command: Command) -> int:
         ("records", f"{len(train_file):,} in {data / 'train.jsonl'}, {len(val_records):,} to validate on"),
         ("steps", f"{total_steps:,} of {config.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
         ("tokens", f"about {short(sum(tokens) / len(tokens) * config.records_per_step * total_steps)} in all"),
-        ("checkpoint", f"{size(checkpoint_bytes)}, {size(free)} free"),
+        ("memory", memory.sentence(micro_batch_tokens, step_tokens, available)),
+        ("checkpoint", f"{size(checkpoint_bytes)}, {size(free)} free on the disk"),
     ]
     print(table(plan + [("note", machine.hint)] if machine.hint else plan))
     if command.dry_run:
@@ -155,7 +176,7 @@ def main(command: Command) -> int:
         write_json(run / "before.json", dict(zip(titles, describe(titles), strict=True)))
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
-    done, loss_sum, supervised = 0, torch.zeros((), device=machine.device), 0
+    done, loss_sum, supervised = 0, torch.zeros((), device=device), 0
     if checkpoint:
         counters = load_training_state(checkpoint, model, optimizer, scaler)
         done, supervised = counters["step"], counters["supervised"]
@@ -165,7 +186,7 @@ def main(command: Command) -> int:
     first_step = done
     metrics = MetricsFile(run / "metrics.jsonl", resumed_at=done)
     steps = records_of_steps(train_file, config.records_per_step, config.seed, first_step, total_steps)
-    batches = step_batches(steps, encoder, config.micro_batch_tokens)
+    batches = step_batches(steps, encoder, micro_batch_tokens)
     stop, watch = StopRequest(), Stopwatch()
     print(f"\nTraining into {run}. Ctrl-C saves and stops.")
 
@@ -176,11 +197,24 @@ def main(command: Command) -> int:
         learning_rate = learning_rate_at(done, total_steps, warmup_steps, config.learning_rate, schedule)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        for micro_batch in batch.micro_batches:
-            with machine.autocast():
-                loss = summed_loss(model, micro_batch.to(machine.device))
-            scaler.scale(loss / max(1, batch.supervised)).backward()
-            loss_sum += loss.detach()
+        random_state = get_random_state(device)
+        while True:
+            micro_batches, step_loss = batch.micro_batches(micro_batch_tokens), torch.zeros((), device=device)
+            try:
+                for micro_batch in micro_batches:
+                    with machine.autocast():
+                        loss = summed_loss(model, micro_batch.to(device))
+                    scaler.scale(loss / max(1, batch.supervised)).backward()
+                    step_loss += loss.detach()
+                break
+            except RuntimeError as error:
+                records_each = len(batch.rows) / len(micro_batches)
+                micro_batch_tokens = smaller_micro_batch(error, micro_batch_tokens, records_each)
+            tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time. The result stays the same.")
+            # the same step again, from its start
+            optimizer.zero_grad(set_to_none=True)
+            set_random_state(random_state, device)
+        loss_sum += step_loss
         scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
         scaler.step(optimizer)
@@ -198,7 +232,7 @@ def main(command: Command) -> int:
                 "learning_rate": learning_rate,
                 "answer_tokens_per_second": supervised / watch.lap(),
                 "eta_seconds": eta_seconds(done - first_step, total_steps - first_step, watch.total),
-                "peak_memory_bytes": peak_memory(machine.device),
+                "peak_memory_bytes": peak_memory(device),
             }
             if done % config.eval_steps == 0 or last:
                 with watch.paused(), machine.autocast():

@@ -79,6 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight.addmm_(d_logits.T, rows)
                 elif wants_weight:
                     d_weight += d_logits.T @ rows
+                del p, d_logits  # or two chunks of logits would live at once
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.hidden_dtype = hidden.dtype
         return loss

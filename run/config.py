@@ -37,8 +37,8 @@ class TrainConfig:
     # the step
     per_device_train_batch_size: int = option(16, "records a step, times the accumulation", "--batch_size", at_least=1)
     gradient_accumulation_steps: int = option(1, "multiplies the records of a step", at_least=1)
-    micro_batch_tokens: int = option(
-        4096, "tokens computed at once; changes memory and speed, not the result", at_least=1
+    micro_batch_tokens: int | None = option(
+        None, "tokens computed at once; changes memory and speed, not the result; default: what fits", at_least=1
     )
     learning_rate: float | None = option(None, "peak; default: 5e-5, for pocket 2e-3", "--lr", at_least=0)
     lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))

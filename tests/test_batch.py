@@ -83,7 +83,9 @@ def test_micro_batches_change_nothing_but_the_grouping(encoder, records, budget)
     step = step_batch(rows, budget)
     assert step.supervised == sum(len(flatten([row]).targets) for row in rows)
     assert step.tokens == sum(len(batch.ids) for batch in flat_batches(rows, budget))
-    assert step.uids == [record["uid"] for record in records]
+    assert [row.uid for row in step.rows] == [record["uid"] for record in records]
+    assert [len(batch.lengths) for batch in step.micro_batches(1)] == [1] * len(records)
+    assert step.micro_batches(budget) is step.prepared
 
 
 def test_a_tokenizer_that_opens_with_a_bos_gets_exactly_one(tokenizer, records):

@@ -44,12 +44,17 @@ class FlatBatch:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """All that one optimizer step consumes."""
+    """All that one optimizer step consumes, laid out for micro-batches of `token_budget` tokens."""
 
-    micro_batches: list[FlatBatch]
-    uids: list[str]
+    rows: list[Row]
+    token_budget: int
+    prepared: list[FlatBatch]
     tokens: int  # of all micro-batches
     supervised: int  # of all micro-batches: what the summed loss is divided by
+
+    def micro_batches(self, token_budget: int) -> list[FlatBatch]:
+        """As prepared, or laid out again when the budget has become smaller since."""
+        return self.prepared if token_budget == self.token_budget else flat_batches(self.rows, token_budget)
 
 
 class Encoder:
@@ -134,17 +139,23 @@ def split_by_tokens(rows: list[Row], token_budget: int) -> list[list[Row]]:
     return groups
 
 
+def blank_batch(records: int, length: int) -> FlatBatch:
+    """Records of `length` tokens, all but the first supervised: for measuring what a micro-batch of that size takes."""
+    return flatten([Row("", [0] * length, 1)] * records)
+
+
 def flat_batches(rows: list[Row], token_budget: int) -> list[FlatBatch]:
     return [flatten(group) for group in split_by_tokens(rows, token_budget)]
 
 
 def step_batch(rows: list[Row], micro_batch_tokens: int) -> StepBatch:
-    micro_batches = flat_batches(rows, micro_batch_tokens)
+    prepared = flat_batches(rows, micro_batch_tokens)
     return StepBatch(
-        micro_batches,
-        uids=[row.uid for row in rows],
+        rows,
+        micro_batch_tokens,
+        prepared,
         tokens=sum(len(row.ids) for row in rows),
-        supervised=sum(len(batch.targets) for batch in micro_batches),
+        supervised=sum(len(batch.targets) for batch in prepared),
     )
 
 

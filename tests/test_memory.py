@@ -1,0 +1,158 @@
+"""The plan against what tensors really take, and recovery from an out-of-memory error."""
+
+import pytest
+import torch
+from conftest import RECORDS, logged, tiny_gpt2, write_data
+from safetensors.torch import load_file
+
+from model.attention import use_flat_attention
+from model.loss import CHUNK_ROWS, summed_loss
+from run.memory import MemoryPlan, OutOfMemory, TensorAccounting, plan_memory, smaller_micro_batch
+from text.batch import blank_batch
+
+PLAN = MemoryPlan(
+    weights=100,
+    gradients=100,
+    optimizer=200,
+    logits=50,
+    embedding_gradient=10,
+    kept=5,
+    activations_per_token=2.0,
+    backward_per_token=1.0,
+)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("records, length", [(8, 128), (16, 256)])
+def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, micro_batches):
+    model = tiny_gpt2(3000, n_embd=96, n_layer=4, activation_function="gelu_pytorch_tanh").train()
+    use_flat_attention(model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    head = model.get_output_embeddings().weight
+    plan = plan_memory(model, head, CHUNK_ROWS, lambda tokens: summed_loss(model, blank_batch(2, tokens // 2)))
+
+    def step() -> None:
+        for _ in range(micro_batches):
+            summed_loss(model, blank_batch(records // micro_batches, length)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # makes the optimizer state
+    accounting = TensorAccounting()
+    accounting.count([*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())])
+    with accounting:
+        step()
+    predicted = plan.peak(records * length // micro_batches, accumulating=micro_batches > 1)
+    assert predicted == pytest.approx(accounting.peak, rel=0.15)
+
+
+def test_tensor_accounting_counts_what_lives_at_once():
+    accounting = TensorAccounting()
+    with accounting:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b[:10] * 2  # the slice shares its storage
+        del b, c
+    assert (accounting.peak, accounting.now) == (8000, 0)
+
+
+def test_the_parts_of_a_peak():
+    assert PLAN.peak(10, accumulating=False) == 100 + 200 + 110  # the gradients outweigh 5 + 20 + 50
+    assert PLAN.peak(10, accumulating=True) == 100 + 200 + 100 + 5 + 20 + 50
+    assert PLAN.peak(100, accumulating=False) == 100 + 200 + 5 + 200 + 100  # a layer's backward outweighs the logits
+
+
+def test_the_largest_micro_batch_that_fits():
+    assert PLAN.largest_micro_batch(10**6, longest_record=16, at_most=4096) == 4096
+    tokens = PLAN.largest_micro_batch(1000, longest_record=16, at_most=4096)
+    assert PLAN.peak(tokens, True) <= 0.92 * 1000 + 100 < PLAN.peak(2 * tokens, True)
+    with pytest.raises(OutOfMemory, match="--lora, --load_in_4bit, a shorter --max_length"):
+        PLAN.largest_micro_batch(300, longest_record=16, at_most=4096)
+
+
+def out_of_memory_once(module, after: int):
+    """A `summed_loss` that fails like a full device at one of its calls."""
+    calls = iter(range(10**6))
+
+    def failing(model, batch):
+        if next(calls) == after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return summed_loss(model, batch)
+
+    return failing
+
+
+@pytest.mark.parametrize("after", [1 + 4, 1 + 7])  # the first call is the plan's; then in the middle of a step
+def test_out_of_memory_changes_neither_losses_nor_weights(
+    tmp_path, data, gpt2_folder, train, monkeypatch, capsys, after
+):
+    import train as script
+
+    common = ("--model", gpt2_folder, "--max_steps", 4, "--per_device_train_batch_size", 8, "--logging_steps", 1)
+    common += ("--micro_batch_tokens", 200, "--learning_rate", 1e-3)
+    train("--run_name", "whole", *common)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "summed_loss", out_of_memory_once(script, after))
+        train("--run_name", "recovered", *common)
+    assert "Out of memory" in capsys.readouterr().out
+    whole, recovered = tmp_path / "runs" / "whole", tmp_path / "runs" / "recovered"
+    assert [e["loss"] for e in logged(whole)] == pytest.approx([e["loss"] for e in logged(recovered)], rel=1e-6)
+    expected, got = (load_file(run / "final" / "model.safetensors") for run in (whole, recovered))
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_step_that_is_done_again_draws_the_same_dropout(tmp_path, data, gpt2_folder, train, monkeypatch):
+    """One record a micro-batch on both sides of the failure, so that not even the order of a sum differs: bitwise."""
+    import train as script
+
+    def one_failure_without_halving(error, tokens, records_each):
+        assert isinstance(error, torch.OutOfMemoryError)
+        return tokens
+
+    common = ("--model", gpt2_folder, "--max_steps", 3, "--per_device_train_batch_size", 4, "--dropout", 0.2)
+    common += ("--micro_batch_tokens", 1, "--learning_rate", 1e-2)
+    train("--run_name", "whole", *common)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "summed_loss", out_of_memory_once(script, 2 + 6))
+        patch.setattr(script, "smaller_micro_batch", one_failure_without_halving)
+        train("--run_name", "recovered", *common)
+    expected, got = (load_file(tmp_path / "runs" / r / "final" / "model.safetensors") for r in ("whole", "recovered"))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_at_the_smallest_micro_batch_it_ends_with_exit_code_4(tmp_path, data, gpt2_folder, train, monkeypatch):
+    import train as script
+    from run.checkpoint import verify
+
+    calls = iter(range(10**6))
+
+    def always_full_after_a_while(model, batch):
+        if next(calls) > 2 + 2 * 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return summed_loss(model, batch)
+
+    monkeypatch.setattr(script, "summed_loss", always_full_after_a_while)
+    common = ("--model", gpt2_folder, "--run_name", "a", "--per_device_train_batch_size", 4, "--save_steps", 1)
+    with pytest.raises(OutOfMemory, match="one record at a time") as error:
+        train(*common, "--micro_batch_tokens", 1)
+    assert error.value.exit_code == 4
+    verify(tmp_path / "runs" / "a" / "checkpoint-2")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        smaller_micro_batch(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 100, 4)
+    assert smaller_micro_batch(RuntimeError("DefaultCPUAllocator: can't allocate memory"), 100, 4) == 50
+
+
+def test_memory_that_cannot_suffice_is_said_before_the_first_step(tmp_path, gpt2_folder, train, monkeypatch):
+    import train as script
+
+    write_data(tmp_path / "data", RECORDS)
+    monkeypatch.setattr(script, "free_memory", lambda device: 10_000)
+    with pytest.raises(OutOfMemory, match="--lora"):
+        train("--model", gpt2_folder)
+    assert not (tmp_path / "runs").exists()
