@@ -72,7 +72,7 @@ def main(options) -> int:
     records = [file[i] for i in range(min(len(file), options.max_samples))]
     facts = load_facts(options.facts or EXAMPLE_FACTS)
     training_titles = [record["title"] for record in RecordFile(data / "train.jsonl")]
-    machine, weights = pick_machine(options.device, config.precision), weights_of(run)
+    machine, weights = pick_machine(options.device), weights_of(run)
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
 
@@ -99,7 +99,7 @@ def measure(
     use_flat_attention(model)
     with machine.autocast():
         loss = mean_loss(model, flat_batches(rows, 4096))
-    tokens = sum(len(row.ids) - row.first_supervised for row in rows)
+    tokens = sum(max(0, len(row.ids) - row.first_supervised) for row in rows)
     characters = sum(len(decode(tokenizer, row.ids[row.first_supervised :])) for row in rows)
 
     use_padded_attention(model)
@@ -111,7 +111,7 @@ def measure(
         "loss": loss,
         "perplexity": math.exp(loss),
         # of the answer and its end token; characters, unlike tokens, are the same for every tokenizer
-        "bits_per_character": loss * tokens / math.log(2) / characters,
+        "bits_per_character": loss * tokens / math.log(2) / max(1, characters),
         "chrf": corpus_chrf(texts, [[record["content"] for record in records]]).score,
         "distinct_2": distinct_n(texts, 2),
         "repetition_rate": repetition_rate(texts, 4),

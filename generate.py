@@ -24,12 +24,16 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--top_k", type=int, default=50, metavar="N", help="draw from the N likeliest; 0: all [50]")
     parser.add_argument("--top_p", type=float, default=0.95, metavar="X", help="and from this share of them [0.95]")
     parser.add_argument("--repetition_penalty", type=float, default=1.0, metavar="X", help="above 1 avoids words [1.0]")
-    parser.add_argument("--no_repeat_ngram_size", type=int, default=4, metavar="N", help="0: may repeat [4]")
+    parser.add_argument("--no_repeat_ngram_size", type=int, metavar="N", help="0: may repeat [4; 0 with --greedy]")
     parser.add_argument("--max_new_tokens", type=int, default=220, metavar="N", help="[220]")
     parser.add_argument("--num_return_sequences", type=int, default=1, metavar="N", help="answers for each title [1]")
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="[42]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     options = parser.parse_args(args)
+    if options.no_repeat_ngram_size is None:
+        options.no_repeat_ngram_size = 0 if options.greedy else 4
+    if options.title and not all(map(str.strip, options.title)):
+        parser.error("--title is empty.")
     if options.title and options.titles:
         parser.error("give --title or --titles, not both.")
     if options.greedy and options.num_return_sequences > 1:
@@ -49,7 +53,7 @@ if __name__ == "__main__":
 import json
 from collections.abc import Iterator
 
-from model.load import load_model, load_tokenizer
+from model.load import context_length, load_model, load_tokenizer
 from model.sample import Sampling, generate, tokens_of
 from run.checkpoint import base_model_of, find_run, weights_of
 from run.device import pick_machine
@@ -77,12 +81,15 @@ def main(options) -> int:
         seed=options.seed,
     )
     copies = options.num_return_sequences
+    for title, prompt in zip(titles or [], encoder.prompts(titles or [""]), strict=False):
+        if len(prompt) >= context_length(model.config):
+            print(f"Too long for this model, so it gets no answer: {title[:60]}...", file=sys.stderr)
 
     if titles is None and sys.stdin.isatty():
         print(f"{source}  (sair, quit or Ctrl-D to leave)", file=sys.stderr)
         return converse(model, encoder, sampling, copies)
     if titles is None:
-        titles = list(filter(None, map(str.strip, sys.stdin)))
+        titles = piped_titles()
     if not titles:
         raise UsageError("There is no title to answer.")
 
@@ -121,6 +128,13 @@ def answer_pieces(model, encoder: Encoder, title: str, sampling: Sampling, numbe
     for (token,) in tokens_of(model, encoder.prompts([title]), end_token, sampling, numbers=[number]):
         yield text.feed(token)
     yield text.rest()
+
+
+def piped_titles() -> list[str]:
+    try:
+        return list(filter(None, map(str.strip, sys.stdin)))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Standard input is not UTF-8 text: {error}") from None
 
 
 def read_titles(path: Path) -> list[str]:

@@ -26,14 +26,14 @@ from model.attention import use_flat_attention, use_padded_attention
 from model.load import (
     POCKET,
     POCKET_VOCABULARY,
+    check_window,
     choose_model,
-    context_length,
     load_model,
     load_tokenizer,
     pocket_model,
     save_model,
 )
-from model.loss import CHUNK_ROWS, mean_loss, summed_loss
+from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run.checkpoint import (
     check_free_space,
@@ -60,7 +60,7 @@ from run.memory import (
 )
 from run.stop import StopRequest
 from text.answer import decode
-from text.batch import Encoder, blank_batch, flat_batches, step_batches
+from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
 from text.bpe import train_bpe
 from text.prepare import prepare
 from text.stream import RecordFile, records_of_steps, steps_per_epoch
@@ -85,7 +85,7 @@ def main(command: Command) -> int:
     if config.data_dir == "data" and not (data / "train.jsonl").exists():
         print(f"No prepared data in {data}: preparing the bundled example catalogue. Yours: python data_prep.py FILE")
         prepare([EXAMPLE_CATALOGUE], data)
-    train_file, val_file = RecordFile(data / "train.jsonl"), RecordFile(data / "val.jsonl")
+    train_file, val_file = RecordFile(data / "train.jsonl"), RecordFile(data / "val.jsonl", may_be_empty=True)
 
     # ---- model, tokenizer and template: from the checkpoint, from the hub or a folder, or from nothing
     if checkpoint:
@@ -94,18 +94,17 @@ def main(command: Command) -> int:
         template = load_template(checkpoint)
     elif name == POCKET:
         template = QA
-        sample = islice(train_file, 50_000)
-        texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in sample)
+        some = islice(train_file, 50_000)
+        texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
         tokenizer = train_bpe(texts, POCKET_VOCABULARY)
         model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
     else:
         template, model, tokenizer = QA, load_model(name, config.dropout), load_tokenizer(name)
-    if config.max_length > context_length(model.config):
-        raise UsageError(f"{name} sees {context_length(model.config)} tokens at once: lower --max_length to that.")
+    check_window(model.config, config.max_length, name)
     tokenizer.chat_template = template.chat_template()
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
+    check_flat_loss(model.to(device), sample_batch().to(device), name)
     use_flat_attention(model)
-    model.to(device)
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -135,7 +134,10 @@ def main(command: Command) -> int:
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
     val_batches = flat_batches(encoder.rows(val_records), micro_batch_tokens)
     parameters = sum(p.numel() for p in model.parameters())
-    tokens = [len(row.ids) for row in encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])]
+    sample = encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])
+    if not any(len(row.ids) > row.first_supervised for row in sample):
+        raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
+    tokens_a_record = sum(len(row.ids) for row in sample) / len(sample)
     checkpoint_bytes = 12 * parameters  # fp32 weights and the two moments of AdamW
     free = check_free_space(Path(config.output_dir), (config.save_total_limit + 2) * checkpoint_bytes)
     plan = [
@@ -143,7 +145,7 @@ def main(command: Command) -> int:
         ("device", f"{machine.name}, {machine.precision}"),
         ("records", f"{len(train_file):,} in {data / 'train.jsonl'}, {len(val_records):,} to validate on"),
         ("steps", f"{total_steps:,} of {config.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
-        ("tokens", f"about {short(sum(tokens) / len(tokens) * config.records_per_step * total_steps)} in all"),
+        ("tokens", f"about {short(tokens_a_record * config.records_per_step * total_steps)} in all"),
         ("memory", memory.sentence(micro_batch_tokens, step_tokens, available)),
         ("checkpoint", f"{size(checkpoint_bytes)}, {size(free)} free on the disk"),
     ]
@@ -162,7 +164,7 @@ def main(command: Command) -> int:
         use_flat_attention(model)
         return [decode(tokenizer, answer.ids) for answer in answers]
 
-    test_file = RecordFile(data / "test.jsonl")
+    test_file = RecordFile(data / "test.jsonl", may_be_empty=True)
     shown = min(3, len(test_file))
     titles = [test_file[len(test_file) * i // shown]["title"] for i in range(shown)]
     if run is None:
@@ -170,10 +172,10 @@ def main(command: Command) -> int:
         if name == POCKET:
             with whole_folder(run / "base") as folder:
                 save(folder)
+        write_json(run / "before.json", dict(zip(titles, describe(titles), strict=True)))
         base = "base" if name == POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         write_json(run / "train_config.json", {"options": to_json(config), "base_model": base, "versions": versions})
-        write_json(run / "before.json", dict(zip(titles, describe(titles), strict=True)))
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
     done, loss_sum, supervised = 0, torch.zeros((), device=device), 0
@@ -234,7 +236,7 @@ def main(command: Command) -> int:
                 "eta_seconds": eta_seconds(done - first_step, total_steps - first_step, watch.total),
                 "peak_memory_bytes": peak_memory(device),
             }
-            if done % config.eval_steps == 0 or last:
+            if val_batches and (done % config.eval_steps == 0 or last):
                 with watch.paused(), machine.autocast():
                     entry["val_loss"] = mean_loss(model.eval(), val_batches)
                 model.train()
@@ -247,7 +249,7 @@ def main(command: Command) -> int:
                 save(folder)
                 counters = {"step": done, "loss_sum": loss_sum.item(), "supervised": supervised}
                 save_training_state(folder, model, optimizer, scaler, counters)
-            remove_old_checkpoints(run, keep=config.save_total_limit)
+            remove_old_checkpoints(run, config.save_total_limit, newest=run / f"checkpoint-{done}")
         if stop.asked and not last:
             print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")
             return INTERRUPTED
@@ -257,7 +259,7 @@ def main(command: Command) -> int:
         save(folder)
     model.eval()
     before, after = read_json(run / "before.json"), dict(zip(titles, describe(titles), strict=True))
-    print(f"\nSaved {run / 'final'}. Three titles that were never trained on:")
+    print(f"\nSaved {run / 'final'}." + (" Titles that were never trained on:" if titles else ""))
     for title in titles:
         print(f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}")
     print("\nAsk for more:  python generate.py\nMeasure it:    python evaluate.py")

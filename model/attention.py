@@ -50,9 +50,16 @@ def flat_attention(
     segments: Segments,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_ignored,
+    s_aux: None = None,
+    softcap: None = None,
+    **_unused,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment. Returns `(1, T, heads, head_dim)`, as transformers expects it."""
+    """Causal attention within each segment. Returns `(1, T, heads, head_dim)`, as transformers expects it.
+
+    Raises `ValueError` for attention sinks and capped scores, which the kernel does not know.
+    """
+    if s_aux is not None or softcap is not None:
+        raise ValueError("flat attention has neither sinks nor capped scores")
     heads, kv_heads = query.shape[1], key.shape[1]
     key, value = (x.repeat_interleave(heads // kv_heads, dim=1) if kv_heads < heads else x for x in (key, value))
     on_grid = scaled_dot_product_attention(

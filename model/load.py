@@ -72,6 +72,9 @@ def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
     if loading["missing_keys"]:
         raise ModelUnavailable(f"{name} lacks the weights {sorted(loading['missing_keys'])[:3]}: not a whole model.")
     check_supported(model.config, str(name))
+    for parameter in model.parameters():
+        # Out of the file, which is mapped into memory: Windows could not remove an old checkpoint that is still open.
+        parameter.data = parameter.data.clone()
     return model
 
 
@@ -120,6 +123,15 @@ def check_supported(config: PreTrainedConfig, name: str) -> None:
     for key in scales:
         if getattr(config, key, None) not in (None, 1.0):
             raise UnsupportedModel(f"{name} scales or caps its logits ({key}), which the chunked loss does not do.")
+
+
+def check_window(config: PreTrainedConfig, max_length: int, name: str) -> None:
+    """Raises `UnsupportedModel` when `max_length` tokens do not fit into the model's context or attention window."""
+    if max_length > context_length(config):
+        raise UnsupportedModel(f"{name} sees {context_length(config)} tokens at once: lower --max_length to that.")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < max_length and getattr(config, "use_sliding_window", True):
+        raise UnsupportedModel(f"{name} attends over {window} tokens only: lower --max_length to that.")
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float) -> None:

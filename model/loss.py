@@ -5,12 +5,15 @@ fp32, and as much again for their gradient. Here only the rows that predict a su
 of them at a time, and each chunk's gradients are made while its logits are still at hand.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 
-from model.attention import segments_of
+from model.attention import segments_of, use_flat_attention
+from model.load import UnsupportedModel
 
 CHUNK_ROWS = 512  # 512 x 50,257 fp32 logits are 103 MB; larger chunks were not faster
 
@@ -22,13 +25,46 @@ def summed_loss(model: PreTrainedModel, batch) -> Tensor:
     and `targets` (S,): those tokens. `use_cache` stays off: with a cache the segments would see one another, which
     hardly moves the loss but turns the gradients.
     """
-    hidden = model.base_model(
+    hidden = flat_hidden(model, batch)
+    return linear_cross_entropy(hidden[batch.rows], model.get_output_embeddings().weight, batch.targets)
+
+
+def flat_hidden(model: PreTrainedModel, batch) -> Tensor:
+    """The last hidden states of a flat micro-batch, (T, d)."""
+    return model.base_model(
         input_ids=batch.ids[None],
         position_ids=batch.position_ids[None],
         segments=segments_of(batch.lengths, batch.position_ids),
         use_cache=False,
-    ).last_hidden_state[0]  # (T, d)
-    return linear_cross_entropy(hidden[batch.rows], model.get_output_embeddings().weight, batch.targets)
+    ).last_hidden_state[0]
+
+
+@torch.no_grad()
+def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
+    """Compute a few records both ways, and refuse the model when the flat batch does not give what they give alone.
+
+    Says for any architecture what no list of names could: a head with a bias, sinks in the attention, recurrent state
+    that runs over the border of two records. In `batch` every token but a record's first is supervised. Raises
+    `UnsupportedModel`.
+    """
+    records = batch.ids.split(batch.lengths)
+    alone = sum(cross_entropy(model(r[None], use_cache=False).logits[0, :-1], r[1:], reduction="sum") for r in records)
+    with_another_first = replace(batch, ids=torch.cat([records[0].flip(0), *records[1:]]))
+    right, before = False, model.config._attn_implementation
+    try:
+        use_flat_attention(model)
+        if model.config._attn_implementation == "flat":  # some architectures only warn that they cannot
+            same = flat_hidden(model, batch)[batch.lengths[0] :]
+            separate = torch.equal(same, flat_hidden(model, with_another_first)[batch.lengths[0] :])
+            right = separate and torch.isclose(summed_loss(model, batch), alone.float(), rtol=1e-3).item()
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        pass  # whatever such a model raises, it has not computed the loss
+    model.set_attn_implementation(before)
+    if not right:
+        raise UnsupportedModel(
+            f"{name} ({model.config.model_type}) does not compute the same on a flat batch as on each record alone, "
+            "so it would be trained wrongly. GPT-2, Llama, Qwen2 and Mistral work, and many models like them."
+        )
 
 
 @torch.inference_mode()

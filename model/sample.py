@@ -66,7 +66,7 @@ def tokens_of(
     device, longest, context = model.device, max(map(len, prompts)), context_length(model.config)
     ids = torch.tensor([[end_token] * (longest - len(p)) + p for p in prompts], device=device)  # (n, L)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    streams = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + number) for number in numbers]
+    streams = [torch.Generator().manual_seed((sampling.seed * 1_000_003 + number) % 2**63) for number in numbers]
     written: list[list[int]] = [[] for _ in prompts]
     ended = [len(prompt) >= context for prompt in prompts]
     cache = None

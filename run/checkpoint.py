@@ -134,7 +134,7 @@ def load_training_state(
         values = {key: tensors[f"{key}.{name}"] for key in keys}
         if values:
             optimizer.state[parameter] = {
-                key: value if key == "step" and parameter.device.type == "cpu" else value.to(parameter.device)
+                key: value.clone().to(parameter.device)  # a copy, or the file would stay open behind it
                 for key, value in values.items()
             }
     torch.set_rng_state(tensors["rng.cpu"])
@@ -227,6 +227,9 @@ def base_model_of(run: Path) -> str | Path:
     return run / "base" if base == "base" else base
 
 
-def remove_old_checkpoints(run: Path, keep: int) -> None:
-    for folder in checkpoints_of(run)[:-keep]:
+def remove_old_checkpoints(run: Path, keep: int, newest: Path) -> None:
+    """All but the last `keep` up to `newest`, the one just written. Later ones are of a continuation given up."""
+    checkpoints = checkpoints_of(run)
+    end = checkpoints.index(newest) + 1
+    for folder in checkpoints[: max(0, end - keep)] + checkpoints[end:]:
         shutil.rmtree(folder)

@@ -33,6 +33,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args([underscored(arg) for arg in args], namespace)
 
     def parse_args(self, args=None, namespace=None):
+        sys.excepthook = _end_quietly_on_interrupt  # from here on libraries are imported, which takes seconds
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -41,6 +42,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\nAll options: python {self.prog} --help\n")
+
+
+def _end_quietly_on_interrupt(kind, error, traceback) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, traceback)
+    print("\nInterrupted.", file=sys.stderr)
+    os._exit(INTERRUPTED)
 
 
 def underscored(arg: str) -> str:

@@ -3,6 +3,7 @@
 A value is taken from the command line, else from the run that is resumed, else from the recipe, else from here.
 """
 
+import math
 import tomllib
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -62,8 +63,8 @@ class TrainConfig:
             value, least, choices = getattr(self, f.name), f.metadata["at_least"], f.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"{f.name}: {value!r} is not one of {', '.join(choices)}.")
-            if least is not None and value is not None and not value >= least:
-                raise UsageError(f"{f.name}: {value} is less than {least}.")
+            if least is not None and value is not None and not least <= value < math.inf:
+                raise UsageError(f"{f.name}: {value} is {'less than ' + str(least) if value < least else 'no number'}.")
         if self.warmup_ratio > 1 or self.dropout >= 1:
             raise UsageError("warmup_ratio is a share of at most 1, dropout one below 1.")
         if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from text.batch import Encoder, ahead, flat_batches, flatten, split_by_tokens, step_batch
+from text.batch import Encoder, ahead, flatten, split_by_tokens, step_batch
 from text.template import QA
 
 
@@ -82,7 +82,7 @@ def test_micro_batches_change_nothing_but_the_grouping(encoder, records, budget)
         assert len(group) == 1 or len(group) * max(len(row.ids) for row in group) <= budget
     step = step_batch(rows, budget)
     assert step.supervised == sum(len(flatten([row]).targets) for row in rows)
-    assert step.tokens == sum(len(batch.ids) for batch in flat_batches(rows, budget))
+    assert sum(len(batch.ids) for batch in step.prepared) == sum(len(row.ids) for row in rows)
     assert [row.uid for row in step.rows] == [record["uid"] for record in records]
     assert [len(batch.lengths) for batch in step.micro_batches(1)] == [1] * len(records)
     assert step.micro_batches(budget) is step.prepared

@@ -107,8 +107,10 @@ def test_checkpoints_are_ordered_by_step_and_the_old_ones_go(tmp_path):
     assert [path.name for path in checkpoints_of(run)] == ["checkpoint-5", "checkpoint-200", "checkpoint-1000"]
     assert resume_point("", tmp_path) == (run, run / "checkpoint-1000")
     assert resume_point(str(run / "checkpoint-200"), tmp_path) == (run, run / "checkpoint-200")
-    remove_old_checkpoints(run, keep=2)
+    remove_old_checkpoints(run, keep=2, newest=run / "checkpoint-1000")
     assert [path.name for path in checkpoints_of(run)] == ["checkpoint-200", "checkpoint-1000"]
+    remove_old_checkpoints(run, keep=1, newest=run / "checkpoint-200")  # resumed there, and just saved again
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-200"]
 
 
 def test_final_weights_come_before_checkpoints(tmp_path):

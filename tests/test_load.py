@@ -2,11 +2,21 @@
 
 import pytest
 import torch
-from conftest import tiny_gpt2
+from conftest import ARCHITECTURES, tiny_gpt2
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, GPT2LMHeadModel, MistralConfig
 
-from model.load import ModelUnavailable, UnsupportedModel, check_supported, choose_model, load_model, pocket_model
+from model.load import (
+    ModelUnavailable,
+    UnsupportedModel,
+    check_supported,
+    check_window,
+    choose_model,
+    load_model,
+    pocket_model,
+)
+from model.loss import check_flat_loss
+from text.batch import sample_batch
 
 
 def test_auto_without_a_gpu_or_without_weights_is_pocket_and_says_why():
@@ -65,6 +75,34 @@ def test_a_pickle_is_not_opened(tmp_path):
 def test_models_that_cap_their_logits_are_refused():
     with pytest.raises(UnsupportedModel, match="final_logit_softcapping"):
         check_supported(Gemma2Config(), "gemma")
+
+
+@pytest.mark.parametrize("name", ["bloom", "phi", "gpt_oss", "mamba"])
+def test_an_architecture_that_would_train_wrongly_is_refused(name):
+    """Attention with biases of its own, a head with a bias, attention sinks, no attention at all."""
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    if name == "gpt_oss":
+        size |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "num_local_experts": 4}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **size)).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith("lm_head.bias") or "sinks" in key:
+                parameter.normal_()
+    with pytest.raises(UnsupportedModel, match="flat batch"):
+        check_flat_loss(model, sample_batch(), name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_that_trains_rightly_is_not(architecture):
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
+    check_flat_loss(model, sample_batch(), architecture)
+
+
+def test_a_window_shorter_than_the_records_is_refused():
+    check_window(MistralConfig(sliding_window=4096), 256, "mistral")
+    with pytest.raises(UnsupportedModel, match="128"):
+        check_window(MistralConfig(sliding_window=128), 256, "mistral")
 
 
 def test_pocket_depends_on_its_seed_alone(tokenizer):

@@ -32,20 +32,21 @@ class RecordingTrainer(Trainer):
         return loss
 
 
-@pytest.mark.parametrize("loss_on", ["all", "answer"])
-def test_losses_and_weights_equal_those_of_the_trainer(tmp_path, tokenizer, records, train, loss_on):
+@pytest.mark.parametrize("loss_on, max_grad_norm", [("all", 0.5), ("answer", 0.5), ("answer", 1e9)])
+def test_losses_and_weights_equal_those_of_the_trainer(tmp_path, tokenizer, records, train, loss_on, max_grad_norm):
     folder = tmp_path / "tiny-gpt2"
     tiny_gpt2(len(tokenizer), activation_function="gelu_new").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     many = [r | {"uid": f"{r['uid']}-{i}", "content": r["content"] * (1 + i % 3)} for i in range(8) for r in records]
     data = write_data(tmp_path / "data", many[:87])  # 22 steps of 4 records, the last of 3
 
-    common = {"learning_rate": 3e-3, "weight_decay": 0.1, "max_grad_norm": 0.5, "seed": 7}
+    common = {"learning_rate": 3e-3, "weight_decay": 0.1, "max_grad_norm": max_grad_norm, "seed": 7}
     options = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2} | common
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
     more = ("--loss_on", loss_on, "--logging_steps", 1, "--warmup_ratio", 0.2, "--micro_batch_tokens", 150)
     assert train("--model", folder, "--run_name", "ours", *flags, *more) == 0
-    ours = [entry["loss"] for entry in logged(tmp_path / "runs" / "ours")]
+    entries = logged(tmp_path / "runs" / "ours")
+    ours = [entry["loss"] for entry in entries]
     assert len(ours) == 22
 
     order = records_of_steps(RecordFile(data / "train.jsonl"), 4, seed=7, first_step=0, last_step=22)
@@ -75,6 +76,7 @@ def test_losses_and_weights_equal_those_of_the_trainer(tmp_path, tokenizer, reco
             save_strategy="no",
             remove_unused_columns=False,
             disable_tqdm=True,
+            logging_steps=1,
             **options,
         ),
         train_dataset=rows,
@@ -84,6 +86,9 @@ def test_losses_and_weights_equal_those_of_the_trainer(tmp_path, tokenizer, reco
     trainer.train()
 
     assert ours == pytest.approx(trainer.losses, rel=1e-5)
+    # AdamW hardly sees the scale of a gradient, and clipping removes it; its norm before clipping shows it.
+    norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert [entry["grad_norm"] for entry in entries] == pytest.approx([float(norm) for norm in norms], rel=1e-4)
     final = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "ours" / "final")
     start = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     theirs = trainer.model.state_dict()

@@ -8,6 +8,7 @@ from conftest import RECORDS, ROOT, logged, script, shared_assets, write_data
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from model.load import UnsupportedModel
 from run.checkpoint import verify
 from run.cli import INTERRUPTED, UsageError
 from text.errors import DataError
@@ -113,7 +114,7 @@ def test_ctrl_c_saves_and_the_printed_command_goes_on(tmp_path, data, gpt2_folde
 
 
 def test_before_is_the_untouched_base_even_after_training(tmp_path, data, gpt2_folder, train):
-    """The seed's notebook measured "before" on the trained model."""
+    """Measured on the trained model, "before" would be a second "after"."""
     from transformers import GenerationConfig
 
     train("--model", gpt2_folder, "--run_name", "a", "--learning_rate", 0.05, *QUICK)
@@ -182,12 +183,47 @@ def test_what_cannot_work_is_a_sentence(tmp_path, data, gpt2_folder, train):
     train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1)
     with pytest.raises(UsageError, match="exists"):
         train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1)
-    with pytest.raises(UsageError, match="lower --max_length"):
+    with pytest.raises(UnsupportedModel, match="lower --max_length"):
         train("--model", gpt2_folder, "--max_length", 9999)
+    with pytest.raises(UsageError, match="raise --max_length"):
+        train("--model", gpt2_folder, "--max_length", 8)
     with pytest.raises(UsageError, match="is no run"):
         train("--resume", tmp_path / "nothing")
     with pytest.raises(DataError, match="data_prep.py"):
         train("--data", tmp_path / "nowhere")
+
+
+def test_a_few_products_are_enough(tmp_path, gpt2_folder, train):
+    """So few that nothing was held out: trained without validation and without samples."""
+    write_data(tmp_path / "data", RECORDS[:2], val=[], test=[])
+    assert train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 2) == 0
+    assert "val_loss" not in logged(tmp_path / "runs" / "a")[-1]
+
+
+def test_resuming_an_older_checkpoint_keeps_what_it_saves(tmp_path, data, gpt2_folder, train, monkeypatch):
+    import train as script_module
+
+    class StopAtOnce:
+        asked = True
+
+    train("--model", gpt2_folder, "--run_name", "a", "--save_total_limit", 2, *QUICK)
+    run = tmp_path / "runs" / "a"
+    with monkeypatch.context() as patch:
+        patch.setattr(script_module, "StopRequest", StopAtOnce)
+        assert train("--resume", run / "checkpoint-3", "--save_total_limit", 1) == INTERRUPTED
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_damaged_checkpoint_is_not_resumed(tmp_path, data, gpt2_folder, train):
+    from run.checkpoint import DamagedCheckpoint
+
+    train("--model", gpt2_folder, "--run_name", "a", *QUICK)
+    weights = tmp_path / "runs" / "a" / "checkpoint-6" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DamagedCheckpoint, match="model.safetensors"):
+        train("--resume", tmp_path / "runs" / "a")
 
 
 def test_the_loop_is_on_the_page():

@@ -49,7 +49,6 @@ class StepBatch:
     rows: list[Row]
     token_budget: int
     prepared: list[FlatBatch]
-    tokens: int  # of all micro-batches
     supervised: int  # of all micro-batches: what the summed loss is divided by
 
     def micro_batches(self, token_budget: int) -> list[FlatBatch]:
@@ -77,11 +76,15 @@ class Encoder:
 
     def prompts(self, titles: list[str]) -> list[list[int]]:
         """The tokens that stand before the answer: the same call serves training and generation."""
+        if not titles:
+            return []
         prompts = [self.template.prompt_for(title) for title in titles]
         return [self._opening + ids for ids in self._encode(prompts).input_ids]
 
     def rows(self, records: list[dict[str, str]]) -> list[Row]:
         """One `Row` a record, in order, none longer than `max_length`."""
+        if not records:
+            return []
         prompts = self.prompts([record["title"] for record in records])
         answers = [self.template.answer_for(record["content"]) for record in records]
         rows = []
@@ -144,6 +147,11 @@ def blank_batch(records: int, length: int) -> FlatBatch:
     return flatten([Row("", [0] * length, 1)] * records)
 
 
+def sample_batch() -> FlatBatch:
+    """Two records of a few small token ids, of unequal length, to try a model on."""
+    return flatten([Row("", list(range(1, 18)), 1), Row("", list(range(48, 0, -1)), 1)])
+
+
 def flat_batches(rows: list[Row], token_budget: int) -> list[FlatBatch]:
     return [flatten(group) for group in split_by_tokens(rows, token_budget)]
 
@@ -154,7 +162,6 @@ def step_batch(rows: list[Row], micro_batch_tokens: int) -> StepBatch:
         rows,
         micro_batch_tokens,
         prepared,
-        tokens=sum(len(row.ids) for row in rows),
         supervised=sum(len(batch.targets) for batch in prepared),
     )
 

@@ -19,14 +19,14 @@ from text.errors import DataError
 class RecordFile:
     """A JSONL file of records with random access: `len(file)`, `file[i]` -> `{"uid", "title", "content"}`."""
 
-    def __init__(self, path: Path):
-        """Raises `DataError` when `path` does not exist or holds no record."""
+    def __init__(self, path: Path, may_be_empty: bool = False):
+        """Raises `DataError` when `path` does not exist or, unless it may, holds no record."""
         if not path.is_file():
             raise DataError(f"{path} does not exist. Make it: python data_prep.py INPUT --output_dir {path.parent}")
         self.path = path
         self._offsets = line_offsets(path)
         self._file = path.open("rb")
-        if len(self) == 0:
+        if len(self) == 0 and not may_be_empty:
             raise DataError(f"{path} holds no record. Prepare it again: python data_prep.py INPUT")
 
     def __len__(self) -> int:
