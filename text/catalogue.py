@@ -1,0 +1,130 @@
+"""The training split as a searchable catalogue, `catalogue.sqlite`: what an answer can be checked against.
+
+SQLite's FTS5 ranks by BM25; a word in the title counts TITLE_WEIGHT times as much as one in the content. Accents and
+capitals do not count: "ceramica" finds "Cerâmica".
+"""
+
+import errno
+import json
+import re
+import sqlite3
+import unicodedata
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from text.errors import DataError
+from text.outputs import settle
+
+FILE_NAME = "catalogue.sqlite"
+TITLE_WEIGHT = 4.0
+MAX_WORDS = 32  # of a question; a text pasted as one would match everything and cost a second
+
+# Words that say what is asked, not what about; a catalogue in English or Portuguese has them everywhere.
+_EMPTY_WORDS = frozenset(
+    "a an and are as at be by can do does for from has have how i in is it its me my of on or tell that the this to "
+    "was what where which who why with you your about "
+    "ao aos as com como da das de do dos e em eu for me meu minha na nas no nos o os ou para pela pelo por qual quais "
+    "que se sem seu sua tem um uma".split()
+)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product that was found."""
+
+    uid: str
+    title: str
+    content: str
+    matched: tuple[str, ...]  # words of the question that stand in it, as they were asked
+
+
+def write_catalogue(path: Path, train: Path) -> None:
+    """Index the records of the JSONL file `train` in the new file `path`.
+
+    Raises DataError where Python's SQLite has no FTS5, OSError for what the disk does.
+    """
+    with closing(sqlite3.connect(path)) as base, train.open("rb") as lines:
+        _check_fts5(base)
+        try:
+            # The file is new, and thrown away unless it becomes whole: no journal, no waiting for the disk.
+            base.execute("PRAGMA journal_mode = OFF")
+            base.execute("PRAGMA synchronous = OFF")
+            base.execute(
+                "CREATE VIRTUAL TABLE product USING fts5"
+                "(uid UNINDEXED, title, content, tokenize = 'unicode61 remove_diacritics 2')"
+            )
+            with base:
+                rows = ((record["uid"], record["title"], record["content"]) for record in map(json.loads, lines))
+                base.executemany("INSERT INTO product VALUES (?, ?, ?)", rows)
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(path)) from error
+
+
+class Catalogue:
+    """A catalogue that can be asked. Raises DataError when it is missing or cannot be read."""
+
+    def __init__(self, folder: Path):
+        """`folder`: where data_prep.py wrote."""
+        settle(folder)
+        self.path = folder / FILE_NAME
+        if not self.path.is_file():
+            raise DataError(f"{self.path} does not exist. Make it: python data_prep.py INPUT --output_dir {folder}")
+        self._base = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
+        _check_fts5(self._base)
+
+    def nearest(self, question: str, count: int) -> list[Product]:
+        """The `count` products that match a title or a free question best; none when no word of it stands anywhere."""
+        words = words_of(question)
+        if not words:
+            return []
+        query = " OR ".join(f'"{word}"' for word in words)  # quoted, a word is never an operator of FTS5
+        try:
+            rows = self._base.execute(
+                "SELECT uid, title, content FROM product WHERE product MATCH ? "
+                "ORDER BY bm25(product, 0, ?, 1), rowid LIMIT ?",
+                (query, TITLE_WEIGHT, count),
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{self.path} cannot be searched ({error}). Prepare the data again: python data_prep.py INPUT"
+            ) from None
+        return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in rows]
+
+    def close(self) -> None:
+        self._base.close()
+
+
+def words_of(question: str) -> list[str]:
+    """The words of a question to look for, each once; those that every text has only if there are no others."""
+    words = list(dict.fromkeys(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", question))))
+    telling = [word for word in words if word.casefold() not in _EMPTY_WORDS]
+    return (telling or words)[:MAX_WORDS]
+
+
+def _matched(words: list[str], text: str) -> tuple[str, ...]:
+    there = {_plain(word) for word in re.findall(r"[^\W_]+", text)}
+    return tuple(word for word in words if _plain(word) in there)
+
+
+def _plain(word: str) -> str:
+    """As the tokenizer of the index sees a word: without capitals and accents."""
+    return "".join(c for c in unicodedata.normalize("NFD", word.lower()) if not unicodedata.combining(c))
+
+
+def _check_fts5(base: sqlite3.Connection) -> None:
+    if not has_fts5(base):
+        raise DataError(
+            "This Python's SQLite was built without full-text search (FTS5), which the catalogue needs. Python from "
+            "python.org has it; data_prep.py --no_catalogue goes without."
+        )
+
+
+def has_fts5(base: sqlite3.Connection) -> bool:
+    try:
+        base.execute("CREATE VIRTUAL TABLE temp.fts5_is_here USING fts5(x)")
+        base.execute("DROP TABLE temp.fts5_is_here")
+    except sqlite3.OperationalError:
+        return False
+    return True

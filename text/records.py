@@ -1,0 +1,179 @@
+"""One input cut into its raw records: lines of JSON, the elements of a JSON array, or the rows of a table.
+
+Nothing is judged here: whatever stands between two borders is one record, so that all of them can be counted. Memory
+is one record, and a record is at most MAX_RECORD_BYTES.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from text.fields import Fields, choose_fields
+
+MAX_RECORD_BYTES = 1 << 22
+START_BYTES = 200  # what is kept of a record that is too long
+SAMPLE_BYTES = 1 << 16  # of a file, to tell what it is
+
+Raw = bytes | list[str]  # a line or an element; or the cells of a row
+
+
+class TooLong(bytes):
+    """The start of a record of more than MAX_RECORD_BYTES; the rest was skipped."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file holds its records."""
+
+    kind: str  # "lines", "array" or "table"
+    dialect: type[csv.Dialect] | None = None  # of a table
+    header: tuple[str, ...] = ()  # of a table
+
+    @property
+    def first(self) -> int:
+        """The number of the first record: a table's first row is its header."""
+        return 2 if self.kind == "table" else 1
+
+
+def read_layout(stream: io.BufferedReader, name: str, given: Fields) -> tuple[Layout, Iterator[Raw]]:
+    """What `stream`, UTF-8 bytes of the file `name`, holds, and its raw records.
+
+    A table is known by its name (.csv, .tsv), a JSON array by its first character; where the name says nothing
+    (standard input), by the first line. `given` are the fields named by the user, which help to tell a table's header.
+    """
+    sample = stream.read(SAMPLE_BYTES)
+    stream = io.BufferedReader(_After(sample, stream), 1 << 18)
+    start = sample.lstrip()[:1]
+    named_table = name.lower().endswith((".csv", ".tsv"))
+    named_json = name.lower().endswith((".json", ".jsonl", ".ndjson"))
+    if named_table or not (named_json or start in b"{["):
+        dialect, header = _table(sample.decode("utf-8", "surrogateescape"), given)
+        if named_table or choose_fields(header, given).found:
+            rows = _rows(stream, dialect)
+            next(rows, None)  # the header
+            return Layout("table", dialect, header), rows
+    if start == b"[" and not name.lower().endswith((".jsonl", ".ndjson")):
+        return Layout("array"), _elements(stream)
+    return Layout("lines"), _lines(stream)
+
+
+class _After(io.RawIOBase):
+    """A stream, and before it what was already read of it."""
+
+    def __init__(self, head: bytes, stream: io.BufferedReader):
+        self._head, self._stream = head, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        if not self._head:
+            return self._stream.readinto1(buffer)
+        count = min(len(buffer), len(self._head))
+        buffer[:count], self._head = self._head[:count], self._head[count:]
+        return count
+
+
+def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
+    while line := stream.readline(MAX_RECORD_BYTES):
+        if len(line) < MAX_RECORD_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := stream.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield TooLong(line[:START_BYTES])
+
+
+# A string, closed or running into the end of what was read; or a bracket; between elements also a comma.
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*(?P<close>"?)'
+_INSIDE = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
+_BETWEEN = re.compile(_STRING + rb"|[\[\]{},]", re.DOTALL)
+
+
+def _elements(stream: io.BufferedReader) -> Iterator[bytes]:
+    """The elements of a JSON array, as they stand in the file. Only strings, brackets and commas are looked at.
+
+    After a closing bracket too many, or after the end of the array, everything up to the end is one more element
+    (a broken one). A file that ends before its array does gives the part of the last element that is there.
+    """
+    buffer = stream.read(1 << 16)
+    position = buffer.find(b"[") + 1
+    start, depth, skipping, ended = position, 0, False, False  # the element began at `start`; depth counts inside it
+    while True:
+        found = (_INSIDE if depth else _BETWEEN).search(buffer, position) if not ended else None
+        if found is None or found["close"] == b"":
+            # All of the buffer was looked at, or its last string goes on behind it: take more.
+            in_string = found is not None
+            if not skipping and len(buffer) - start > MAX_RECORD_BYTES:
+                yield TooLong(buffer[start : start + START_BYTES])
+                skipping = True
+            if skipping:  # nothing of it is needed but that it is inside a string
+                buffer = (b'"' + buffer[found.end() :]) if in_string else b""
+                start = position = 0
+            else:
+                position = (found.start() if in_string else len(buffer)) - start
+                buffer, start = buffer[start:], 0
+            more = stream.read(1 << 18)
+            buffer += more
+            if more:
+                continue
+            if buffer.strip() and not skipping:
+                yield buffer
+            return
+        position = found.end()
+        mark = found[0]
+        if mark in (b"[", b"{"):
+            depth += 1
+        elif mark in (b"]", b"}") and depth:
+            depth -= 1
+        elif mark in (b",", b"]", b"}"):  # between elements: one has ended
+            element = buffer[start : found.start()]
+            if not skipping and (element.strip() or mark == b","):
+                yield element
+            skipping, start = False, position
+            ended = mark != b","
+
+
+DELIMITERS = ",;\t|"
+
+
+def _table(sample: str, given: Fields) -> tuple[type[csv.Dialect], tuple[str, ...]]:
+    """The dialect in which the sample's first row names the fields that are wanted, else has the most columns."""
+    dialects = [_dialect(delimiter) for delimiter in DELIMITERS]
+    try:
+        dialects.insert(0, csv.Sniffer().sniff(sample[:8192]))
+    except csv.Error:  # it cannot tell, as with a single column
+        pass
+    headers = [(_header(sample, dialect), dialect) for dialect in dialects]
+    best = max(headers, key=lambda pair: (choose_fields(pair[0], given).found, len(pair[0])))
+    return best[1], best[0]
+
+
+def _dialect(delimiter_: str) -> type[csv.Dialect]:
+    class Dialect(csv.excel):
+        delimiter = delimiter_
+
+    return Dialect
+
+
+def _header(sample: str, dialect: type[csv.Dialect]) -> tuple[str, ...]:
+    try:
+        return tuple(cell.strip() for cell in next(csv.reader(io.StringIO(sample, newline=""), dialect), []))
+    except csv.Error:
+        return ()
+
+
+def _rows(stream: io.BufferedReader, dialect: type[csv.Dialect]) -> Iterator[list[str]]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    rows = csv.reader(iter(lambda: text.readline(MAX_RECORD_BYTES), ""), dialect)
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error:  # a cell that never ends, such as behind a quote that was opened and not closed
+            yield TooLong()

@@ -1,0 +1,197 @@
+"""Which files an input means, and their bytes as UTF-8: folders, archives, gzip, standard input, other encodings."""
+
+import codecs
+import gzip
+import io
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path, PurePosixPath
+
+from text.errors import DataError
+
+STDIN = Path("-")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+CHUNK_BYTES = 1 << 18
+
+# LF-Amazon comes as trn.json (the products to train on) beside tst.json and lbl.json (the labels of both).
+LF_AMAZON = ("trn.json", "trn.json.gz")
+
+WHERE_TO_GET_IT = (
+    "LF-Amazon comes from the Extreme Classification Repository "
+    "(http://manikvarma.org/downloads/XC/XMLRepository.html): LF-Amazon-1.3M, raw text; its trn.json.gz is the file to "
+    "give here."
+)
+
+@dataclass(frozen=True)
+class Source:
+    """One file to read: on the disk, inside an archive, or standard input."""
+
+    path: Path
+    member: str | None = None  # its name inside the archive `path`
+    size: int | None = None  # bytes as stored, packed ones of a packed file; None: unknown
+    unpacked: int | None = None  # bytes, of a member
+
+    @property
+    def name(self) -> str:
+        """Without its folders and without `.gz`: what tells the format, and what rejects.jsonl calls it."""
+        name = "standard input" if self.path == STDIN else PurePosixPath(self.member or self.path.name).name
+        return name.removesuffix(".gz")
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.member}" if self.member else "standard input" if self.path == STDIN else str(self.path)
+
+
+def find_sources(inputs: list[Path]) -> list[Source]:
+    """The files that `inputs` mean, in order. Of a folder or a zip archive: `trn.json(.gz)` if it has one, else every
+    catalogue in it, by name. Raises DataError for an input that is not there or holds no catalogue."""
+    sources = []
+    for path in inputs:
+        if path == STDIN:
+            sources.append(Source(path))
+        elif path.is_dir():
+            files = {str(file.relative_to(path).as_posix()): file for file in path.rglob("*") if file.is_file()}
+            chosen = _catalogues(list(files), also=(".zip",))
+            if not chosen:
+                raise DataError(f"The folder {path} holds no catalogue (a name ending in {_suffixes()}).")
+            sources += find_sources([files[name] for name in chosen])
+        elif not path.exists():
+            raise DataError(f"There is no file {path}. {WHERE_TO_GET_IT}")
+        elif _starts_like_zip(path):
+            sources += _members(path)
+        else:
+            sources.append(Source(path, size=path.stat().st_size))
+    return sources
+
+
+def _catalogues(names: list[str], also: tuple[str, ...] = ()) -> list[str]:
+    """Those of `names`, with / between folders, that are catalogues: LF-Amazon's `trn` alone where there is one."""
+    visible = [name for name in sorted(names) if not any(part[0] in "._" for part in PurePosixPath(name).parts)]
+    for wanted in LF_AMAZON:
+        if found := [name for name in visible if PurePosixPath(name).name == wanted]:
+            return found
+    return [name for name in visible if name.lower().removesuffix(".gz").endswith((*SUFFIXES, *also))]
+
+
+def _suffixes() -> str:
+    return ", ".join(SUFFIXES) + ", also with .gz"
+
+
+def _starts_like_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def _members(path: Path) -> list[Source]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    chosen = _catalogues(list(files))
+    if not chosen:
+        raise DataError(f"The archive {path} holds no catalogue (a name ending in {_suffixes()}).")
+    return [Source(path, name, files[name].compress_size, files[name].file_size) for name in chosen]
+
+
+@contextmanager
+def open_source(
+    source: Source, encoding: str | None = None, progress: Callable[[int], None] | None = None
+) -> Iterator[io.BufferedReader]:
+    """The bytes of `source`, unpacked, in UTF-8 and without a byte-order mark.
+
+    `encoding` None: UTF-8, or UTF-16 where a byte-order mark says so. Bytes that `encoding` does not know come out as
+    bytes that are not UTF-8, so that only the record they stand in is lost. `progress` is called with the number of
+    stored bytes read since its last call. Raises DataError for a damaged file or an unknown encoding.
+    """
+    with ExitStack() as stack:
+        chunks = _unpacked(source, stack, progress or (lambda count: None))
+        head = next(chunks, b"")
+        if head.startswith(b"PK\x03\x04"):
+            raise DataError(f"{source} is a zip archive that cannot be read from here. Unpack it, give the file in it.")
+        if encoding is None:
+            utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            encoding = "utf-16" if utf16 else "utf-8"
+        chunks = chain([head.removeprefix(codecs.BOM_UTF8)], chunks)
+        if not _is_utf8(encoding):
+            chunks = _in_utf8(chunks, encoding, source)
+        yield io.BufferedReader(_Chunks(chunks), CHUNK_BYTES)
+
+
+def _unpacked(source: Source, stack: ExitStack, progress: Callable[[int], None]) -> Iterator[bytes]:
+    """The content of `source` in chunks; gzip, also inside a zip archive, is known by its first two bytes."""
+    try:
+        chunks = _stored(source, stack, progress)
+        head = next(chunks, b"")
+        chunks = chain([head], chunks)
+        if head.startswith(b"\x1f\x8b"):
+            unpacked = gzip.GzipFile(fileobj=io.BufferedReader(_Chunks(chunks), CHUNK_BYTES), mode="rb")
+            chunks = iter(lambda: unpacked.read1(CHUNK_BYTES), b"")
+        yield from chunks
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        raise _damaged(source, error) from error
+
+
+def _stored(source: Source, stack: ExitStack, progress: Callable[[int], None]) -> Iterator[bytes]:
+    if source.member is not None:
+        archive = stack.enter_context(zipfile.ZipFile(source.path))
+        try:
+            file = stack.enter_context(archive.open(source.member))
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that zipfile cannot read
+            raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, and give the file in it.") from None
+    else:
+        file = sys.stdin.buffer if source.path == STDIN else stack.enter_context(source.path.open("rb"))
+    read, told = 0, 0
+    while chunk := file.read(CHUNK_BYTES):
+        read += len(chunk)
+        stored = read * source.size // source.unpacked if source.unpacked else read
+        progress(stored - told)
+        told = stored
+        yield chunk
+
+
+def _is_utf8(encoding: str) -> bool:
+    try:
+        return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
+    except LookupError:
+        raise DataError(f"There is no encoding {encoding!r}. Usual ones: utf-8, cp1252, latin-1, utf-16.") from None
+
+
+def _in_utf8(chunks: Iterator[bytes], encoding: str, source: Source) -> Iterator[bytes]:
+    """Text in `encoding` as UTF-8; what cannot be decoded becomes a lone surrogate, which UTF-8 does not allow."""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+        for chunk in chunks:
+            yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
+        yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+    except (UnicodeError, LookupError, TypeError) as error:  # the last two: a codec that is no text encoding
+        raise DataError(f"{source} is not {encoding} ({error}). Try another --encoding.") from None
+
+
+def _damaged(source: Source | Path, error: Exception) -> DataError:
+    return DataError(f"{source} is damaged or was cut off ({error}). Download or copy it once more.")
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks of bytes as a file that can be read."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks, self._rest = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

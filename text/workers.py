@@ -1,0 +1,74 @@
+"""A function over many tasks in several processes, the results in the order of the tasks."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+
+class WorkerDied(RuntimeError):
+    """A worker process was ended from outside."""
+
+    exit_code = 3
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
+    """`map(function, tasks)` in `workers` processes; 1: in this one. At most three tasks a worker are in memory.
+
+    Processes are spawned, as on Windows, so `function` and the tasks must be picklable. Raises what `function` raises,
+    and `WorkerDied`.
+    """
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    waiting = deque()
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker)
+    try:
+        for task in tasks:
+            with _interrupts_held():  # the first task starts the processes, which inherit it
+                waiting.append(pool.submit(function, task))
+            if len(waiting) >= 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise WorkerDied(
+            "A worker process was ended from outside, mostly for want of memory. Try again with --workers 1."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _as_worker() -> None:
+    """Ctrl-C is for the parent, which ends its workers; and a parent that was killed takes them along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block is left; processes started in it never get one (POSIX)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
