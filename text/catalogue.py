@@ -21,13 +21,12 @@ TITLE_WEIGHT = 4.0
 MAX_WORDS = 32  # of a question; a text pasted as one would match everything and cost a second
 
 # Words that say what is asked, not what about; a catalogue in English or Portuguese has them everywhere.
-_EMPTY_WORDS = frozenset(
-    "a an and are as at be by can do does for from has have how i in is it its me my of on or tell that the this to "
-    "was what where which who why with you your about "
-    "ao aos as com como da das de do dos e em eu for me meu minha na nas no nos o os ou para pela pelo por qual quais "
-    "que se sem seu sua tem um uma".split()
-)
-
+_EMPTY_WORDS = """
+    a an and are as at be by can do does for from has have how i in is it its me my of on or tell that the this to
+    was what where which who why with you your about
+    ao aos as com como da das de do dos e em eu for me meu minha na nas no nos o os ou para pela pelo por qual quais
+    que se sem seu sua tem um uma
+"""
 
 @dataclass(frozen=True)
 class Product:
@@ -99,7 +98,8 @@ class Catalogue:
 def words_of(question: str) -> list[str]:
     """The words of a question to look for, each once; those that every text has only if there are no others."""
     words = list(dict.fromkeys(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", question))))
-    telling = [word for word in words if word.casefold() not in _EMPTY_WORDS]
+    empty = _EMPTY_WORDS.split()
+    telling = [word for word in words if word.casefold() not in empty]
     return (telling or words)[:MAX_WORDS]
 
 

@@ -8,8 +8,8 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 
 from text.fields import Fields, choose_fields
 
@@ -143,10 +143,8 @@ DELIMITERS = ",;\t|"
 def _table(sample: str, given: Fields) -> tuple[type[csv.Dialect], tuple[str, ...]]:
     """The dialect in which the sample's first row names the fields that are wanted, else has the most columns."""
     dialects = [_dialect(delimiter) for delimiter in DELIMITERS]
-    try:
+    with suppress(csv.Error):  # it cannot always tell, as with a single column
         dialects.insert(0, csv.Sniffer().sniff(sample[:8192]))
-    except csv.Error:  # it cannot tell, as with a single column
-        pass
     headers = [(_header(sample, dialect), dialect) for dialect in dialects]
     best = max(headers, key=lambda pair: (choose_fields(pair[0], given).found, len(pair[0])))
     return best[1], best[0]

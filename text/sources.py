@@ -43,7 +43,9 @@ class Source:
         return name.removesuffix(".gz")
 
     def __str__(self) -> str:
-        return f"{self.path}, {self.member}" if self.member else "standard input" if self.path == STDIN else str(self.path)
+        if self.member:
+            return f"{self.path}, {self.member}"
+        return self.name if self.path == STDIN else str(self.path)
 
 
 def find_sources(inputs: list[Path]) -> list[Source]:
@@ -141,8 +143,8 @@ def _stored(source: Source, stack: ExitStack, progress: Callable[[int], None]) -
         archive = stack.enter_context(zipfile.ZipFile(source.path))
         try:
             file = stack.enter_context(archive.open(source.member))
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way that zipfile cannot read
-            raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, and give the file in it.") from None
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown packing
+            raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, give the file.") from None
     else:
         file = sys.stdin.buffer if source.path == STDIN else stack.enter_context(source.path.open("rb"))
     read, told = 0, 0

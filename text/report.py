@@ -1,0 +1,329 @@
+"""The dataset report: what went in, what was left out and why, and what the records look like. For people to read.
+
+Counts are exact. Lengths and languages are measured on at most SAMPLE records, spread evenly. Text from the data is
+escaped in both formats.
+"""
+
+import html
+import io
+import json
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from text.duplicates import digest
+from text.errors import DataError
+from text.template import QA
+
+SAMPLE = 20_000
+MAX_LENGTH = 256  # tokens, the default of train.py --max_length
+TITLES = 12
+
+# The most frequent words of a language that others do not have, in accents and capitals as they are in running text.
+LANGUAGES = {
+    "English": "the and of with for this is to your from it are that you",
+    "Portuguese": "não uma com para você ou são mais do da em ao os um na no seu",
+    "Spanish": "el los las una con para y más su del por es en lo",
+    "French": "le les des une et pour avec est dans vous du au sur",
+    "German": "der die das und mit für ist ein eine von zu den im",
+    "Italian": "il gli una e per con di che è della nel sono",
+}
+_LANGUAGE_WORDS = {name: frozenset(words.split()) for name, words in LANGUAGES.items()}
+_OTHER_SCRIPTS = {
+    "Chinese or Japanese": re.compile("[\u3040-\u30ff\u3400-\u9fff]"),
+    "Korean": re.compile("[\uac00-\ud7af]"),
+    "Cyrillic": re.compile("[\u0400-\u04ff]"),
+    "Arabic": re.compile("[\u0600-\u06ff]"),
+    "Greek": re.compile("[\u0370-\u03ff]"),
+    "Hebrew": re.compile("[\u0590-\u05ff]"),
+    "Indic": re.compile("[\u0900-\u0dff]"),
+}
+
+_PIECE = re.compile(r"[A-Za-z]+|\d+|[^\x00-\x7f]|[^\sA-Za-z\d]+")
+OTHER_LANGUAGES = 1.45  # GPT-2's tokenizer was made from English: Portuguese takes that many more of its tokens
+
+
+def write_report(paths: dict[str, Path], report: dict, examples: list[dict], tokenizer: str | None) -> None:
+    """Write report.md and report.html of the splits in `paths`.
+
+    `report` is what report.json holds, `examples` are {"before", "after"}, `tokenizer` a folder or hub id, None for an
+    estimate. Raises DataError when the tokenizer cannot be loaded.
+    """
+    count, how = token_counter(tokenizer)
+    files = [paths[f"{split}.jsonl"] for split in report["kept"]]
+    stride = max(1, math.ceil(sum(report["kept"].values()) / SAMPLE))
+    sample = [record for i, line in enumerate(_lines(files)) if i % stride == 0 for record in [json.loads(line)]]
+    languages = [language_of(record["content"]) for record in sample]
+    lengths = np.array(count(sample, languages))
+    facts = {
+        "counts": _count_rows(report),
+        "sample": len(sample),
+        "how": how,
+        "lengths": lengths,
+        "mean": float(lengths.mean()),
+        "median": float(np.median(lengths)),
+        "cut": float((lengths > MAX_LENGTH).mean()),
+        "languages": Counter(languages).most_common(),
+        "titles": frequent_titles(files),
+        "examples": examples,
+        "report": report,
+    }
+    paths["report.md"].write_text(_markdown(facts), encoding="utf-8", newline="\n")
+    paths["report.html"].write_text(_page(facts), encoding="utf-8", newline="\n")
+
+
+def _lines(files: list[Path]) -> Iterator[bytes]:
+    for path in files:
+        with path.open("rb") as file:
+            yield from file
+
+
+def frequent_titles(files: list[Path]) -> list[tuple[str, int]]:
+    """The TITLES most frequent titles that occur more than once, capitals aside; memory is 8 bytes a record."""
+    digests = array("Q")
+    for line in _lines(files):
+        digests.append(int.from_bytes(digest(json.loads(line)["title"].casefold()), "big"))
+    _, first, counts = np.unique(np.frombuffer(digests, np.uint64), return_index=True, return_counts=True)
+    most = np.lexsort((first, -counts))[:TITLES]
+    wanted = {int(first[i]): int(counts[i]) for i in most if counts[i] > 1}
+    titles = {i: json.loads(line)["title"] for i, line in enumerate(_lines(files)) if i in wanted}
+    return [(titles[i], count) for i, count in wanted.items()]
+
+
+def language_of(text: str) -> str:
+    """The language of a text: its script if that is not Latin, else whose frequent words it has most of."""
+    for name, letters in _OTHER_SCRIPTS.items():
+        if len(letters.findall(text)) * 4 > len(text):
+            return name
+    words = Counter(re.findall(r"\w+", text.casefold()))
+    scores = {name: sum(words[word] for word in known) for name, known in _LANGUAGE_WORDS.items()}
+    best = max(scores, key=scores.get)
+    return best if scores[best] > 1 else "not clear"
+
+
+def token_counter(tokenizer: str | None):
+    """(records, their languages) -> tokens of each with prompt and end token; and the way they are counted, in words.
+
+    Raises DataError when the tokenizer cannot be loaded.
+    """
+    if tokenizer is None:
+        prompt = estimated_tokens(QA.prompt_for(""), "English")
+
+        def estimate(records: list[dict], languages: list[str]) -> list[int]:
+            texts = (f"{record['title']} {record['content']}" for record in records)
+            return [prompt + 1 + estimated_tokens(*pair) for pair in zip(texts, languages, strict=True)]
+
+        return estimate, "estimated for GPT-2's tokenizer; data_prep.py --tokenizer counts them"
+    encoder = _load_tokenizer(tokenizer)
+
+    def exact(records: list[dict], languages: list[str]) -> list[int]:
+        texts = [QA.prompt_for(record["title"]) + QA.answer_for(record["content"]) for record in records]
+        return [1 + len(encoding.ids) for encoding in encoder.encode_batch(texts, add_special_tokens=False)]
+
+    return exact, f"counted with the tokenizer {Path(tokenizer).name}"
+
+
+def estimated_tokens(text: str, language: str) -> int:
+    """Tokens of GPT-2's byte-level BPE, to a few per cent on average: a word has one for its first five letters and
+    one for each four after them, a run of digits or punctuation one, and so has every letter beyond ASCII."""
+    pieces = _PIECE.findall(text)
+    tokens = len(pieces) + sum((len(piece) - 5) // 4 for piece in pieces if len(piece) > 8)
+    return round(tokens if language == "English" else tokens * OTHER_LANGUAGES)
+
+
+def _load_tokenizer(name: str):
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer  # transformers' AutoTokenizer would load torch
+
+    folder = Path(name)
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if (folder / "vocab.json").is_file():
+            return ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        return Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises Exception itself
+        raise DataError(
+            f"The tokenizer {name} cannot be loaded ({error}). Give a folder with tokenizer.json, or leave "
+            "--tokenizer out: lengths are then estimated."
+        ) from None
+
+
+def _count_rows(report: dict) -> list[tuple[str, int, float]]:
+    lines, kept = report["lines"], sum(report["kept"].values())
+    rows = [("lines read", lines), ("kept", kept)]
+    rows += [(f"  {split}", count) for split, count in report["kept"].items()]
+    rows += [("left out", lines - kept)]
+    rows += [(f"  {reason}", count) for reason, count in report["reasons"].items() if count]
+    return [(name, count, count / lines) for name, count in rows]
+
+
+def _in_words(facts: dict) -> str:
+    sample = f"of {facts['sample']:,} records, spread evenly" if facts["sample"] < _kept(facts) else "of every record"
+    return (
+        f"Tokens {sample}, prompt and end token included, {facts['how']}. Mean {facts['mean']:.0f}, median "
+        f"{facts['median']:.0f}. {facts['cut']:.1%} are longer than {MAX_LENGTH} and will be cut at the end of a "
+        "sentence."
+    )
+
+
+def _kept(facts: dict) -> int:
+    return sum(facts["report"]["kept"].values())
+
+
+# ---- Markdown
+
+
+def _markdown(facts: dict) -> str:
+    parts = ["# What is in this data", ""]
+    parts += ["Inputs: " + ", ".join(_md(name) for name in facts["report"]["inputs"]), ""]
+    parts += ["| | records | share |", "|---|---:|---:|"]
+    for name, count, share in facts["counts"]:
+        indent = "&nbsp;&nbsp;" if name.startswith(" ") else ""
+        parts.append(f"| {indent}{name.strip()} | {count:,} | {share:.1%} |")
+    parts += ["", "## Lengths", "", _in_words(facts), ""]
+    parts += ["| tokens | records |", "|---:|---:|"]
+    counts, edges = np.histogram(facts["lengths"], bins=[0, 64, 128, 192, 256, 384, 512, 1024, 1 << 40])
+    for count, low, high in zip(counts, edges, edges[1:], strict=False):
+        label = f"over {low}" if high == 1 << 40 else f"{low + 1}–{high}"
+        parts.append(f"| {label} | {count:,} |")
+    parts += ["", "## Languages", "", "By their most frequent words, in the same sample.", ""]
+    parts += ["| language | share |", "|---|---:|"]
+    parts += [f"| {name} | {count / facts['sample']:.1%} |" for name, count in facts["languages"]]
+    if facts["titles"]:
+        parts += ["", "## Most frequent titles", "", "| title | records |", "|---|---:|"]
+        parts += [f"| {_md(title)} | {count:,} |" for title, count in facts["titles"]]
+    if facts["examples"]:
+        parts += ["", "## Before and after cleaning", "", "| before | after |", "|---|---|"]
+        for example in facts["examples"]:
+            before, after = (_md(f"{example[at]['title']} — {example[at]['content']}") for at in ("before", "after"))
+            parts.append(f"| {before} | {after} |")
+    return "\n".join(parts) + "\n"
+
+
+def _md(text: str) -> str:
+    """Text as it is, in Markdown: no character of it is markup, and it stays on its line and in its cell."""
+    safe = html.escape(" ".join(_printable(text).split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", safe)
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates as \\udxxx, which UTF-8 cannot hold; other controls as a space."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+# ---- HTML
+
+_STYLE = """
+:root{--ink:#1d2733;--soft:#66727f;--line:#e3e8ed;--paper:#fff;--blue:#2f6db5;--warm:#d9822b}
+*{box-sizing:border-box}body{margin:0;background:#f4f6f8;color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:960px;margin:0 auto;padding:40px 24px}h1{margin:0 0 4px;font-size:30px;letter-spacing:-.02em}
+h2{margin:0 0 8px;font-size:19px}p{margin:0 0 12px;color:var(--soft)}
+section{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:24px;margin:20px 0}
+.tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:16px;margin:24px 0}
+.tiles div{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:16px 20px}
+.tiles b{display:block;font-size:26px;letter-spacing:-.02em}.tiles span{color:var(--soft);font-size:14px}
+table{border-collapse:collapse;width:100%;font-size:15px}td,th{padding:6px 8px;border-bottom:1px solid var(--line);
+text-align:left;vertical-align:top;overflow-wrap:anywhere}th{color:var(--soft);font-weight:500}
+td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}td.in{padding-left:28px}
+td.bar{width:38%;min-width:90px}td.bar i{display:block;height:10px;margin-top:7px;border-radius:5px;
+background:var(--blue);min-width:2px}td.bar i.out{background:var(--warm)}
+.pairs td{width:50%;font-size:14px}.pairs .raw{font-family:ui-monospace,monospace;font-size:12.5px;color:var(--soft)}
+svg{display:block;width:100%;height:auto}@media(max-width:700px){.tiles{grid-template-columns:1fr 1fr}}
+"""
+
+
+def _page(facts: dict) -> str:
+    kept, report = _kept(facts), facts["report"]
+    tiles = [
+        (f"{report['lines']:,}", "lines read"),
+        (f"{kept:,}", f"records kept ({kept / report['lines']:.1%})"),
+        (f"{facts['median']:.0f}", "tokens in the median record"),
+        (f"{facts['cut']:.1%}", f"longer than {MAX_LENGTH} tokens"),
+    ]
+    body = [
+        "<h1>What is in this data</h1>",
+        f"<p>Inputs: {_html(', '.join(report['inputs']))}</p>",
+        '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{name}</span></div>" for n, name in tiles) + "</div>",
+        _section("Where the lines went", "Every line is in exactly one row below.", _count_table(facts)),
+        _section("Lengths", _in_words(facts), _histogram(facts["lengths"])),
+        _section("Languages", "By their most frequent words, in the same sample.", _bars(facts["languages"])),
+    ]
+    if facts["titles"]:
+        body.append(_section("Most frequent titles", "Capitals aside.", _bars(facts["titles"])))
+    if facts["examples"]:
+        rows = "".join(
+            f'<tr><td class="raw">{_html(pair["before"]["title"])}<br><br>{_html(pair["before"]["content"])}</td>'
+            f"<td><b>{_html(pair['after']['title'])}</b><br><br>{_html(pair['after']['content'])}</td></tr>"
+            for pair in facts["examples"]
+        )
+        table = f'<table class="pairs"><tr><th>as it came</th><th>as it will be learned</th></tr>{rows}</table>'
+        body.append(_section("Before and after cleaning", "Drawn evenly from the records that changed.", table))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>What is in this data</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
+    )
+
+
+def _section(title: str, lead: str, content: str) -> str:
+    return f"<section><h2>{title}</h2><p>{_html(lead)}</p>{content}</section>"
+
+
+def _count_table(facts: dict) -> str:
+    rows, out = [], False
+    for name, count, share in facts["counts"]:
+        out = out or name == "left out"
+        cell = f'<td class="in">{name.strip()}</td>' if name.startswith(" ") else f"<td><b>{name}</b></td>"
+        bar = f'<td class="bar"><i{" class=out" if out else ""} style="width:{100 * share:.2f}%"></i></td>'
+        rows.append(f'<tr>{cell}<td class="n">{count:,}</td><td class="n">{share:.1%}</td>{bar}</tr>')
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _bars(counted: list[tuple[str, int]]) -> str:
+    most = max(count for _, count in counted)
+    rows = (
+        f'<tr><td>{_html(name)}</td><td class="n">{count:,}</td>'
+        f'<td class="bar"><i style="width:{100 * count / most:.2f}%"></i></td></tr>'
+        for name, count in counted
+    )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _html(text: str) -> str:
+    return html.escape(_printable(text))
+
+
+def _histogram(lengths: np.ndarray) -> str:
+    """Lengths in tokens as inline SVG, with the line where records are cut; the same bytes on every run."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib.figure import Figure
+
+    last = int(max(np.percentile(lengths, 99), MAX_LENGTH * 1.25))
+    with matplotlib.rc_context({"svg.hashsalt": "vitrine", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        bins = np.linspace(0, last, 65)
+        inside, over = lengths[lengths <= MAX_LENGTH], lengths[lengths > MAX_LENGTH].clip(max=last)
+        axes.hist([inside, over], bins=bins, stacked=True, color=["#2f6db5", "#d9822b"])
+        axes.axvline(MAX_LENGTH, color="#1d2733", linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"{MAX_LENGTH} tokens", (MAX_LENGTH, 1), xycoords=("data", "axes fraction"), xytext=(6, -12),
+            textcoords="offset points", color="#1d2733", fontsize=10,
+        )  # fmt: skip
+        axes.set_xlim(0, last)
+        axes.set_xlabel("tokens in a record" + (f" (the last bar: {last} and more)" if lengths.max() > last else ""))
+        axes.set_ylabel("records")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(color="#66727f", labelcolor="#66727f")
+        image = io.StringIO()
+        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = image.getvalue()
+    return re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg[svg.index("<svg ") :], count=1)
