@@ -4,6 +4,7 @@
     python generate.py --title "Blue ceramic mug" --title "Caneca azul"
     python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
     python generate.py --before                   the same, with the model as it was before training
+    python generate.py --sources 3                lists under each answer the products that it can be checked against
 """
 
 import sys
@@ -19,6 +20,9 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--before", action="store_true", help="ask the base model, as it was before training")
     parser.add_argument("--title", action="append", metavar="TEXT", help="a title; may be given several times")
     parser.add_argument("--titles", type=Path, metavar="FILE", help="a title a line; JSONL goes to standard output")
+    parser.add_argument("--sources", type=int, default=0, metavar="K", help="list the K nearest products [0]")
+    parser.add_argument("--grounded", action="store_true", help="put the nearest product's content into the prompt")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with the catalogue; default: the run's own data")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--temperature", type=float, default=0.7, metavar="X", help="lower is safer [0.7]")
     parser.add_argument("--top_k", type=int, default=50, metavar="N", help="draw from the N likeliest; 0: all [50]")
@@ -42,8 +46,10 @@ def parse(args: list[str] | None = None):
         parser.error("--temperature must be above 0; for the likeliest token every time use --greedy.")
     if not 0 < options.top_p <= 1 or options.repetition_penalty <= 0:
         parser.error("--top_p lies above 0 and up to 1, --repetition_penalty above 0.")
-    if min(options.max_new_tokens, options.num_return_sequences) < 1 or min(options.top_k, options.seed) < 0:
-        parser.error("--max_new_tokens and --num_return_sequences are at least 1, --top_k and --seed at least 0.")
+    if min(options.max_new_tokens, options.num_return_sequences) < 1:
+        parser.error("--max_new_tokens and --num_return_sequences are at least 1.")
+    if min(options.top_k, options.seed, options.sources) < 0:
+        parser.error("--top_k, --seed and --sources are at least 0.")
     return options
 
 
@@ -55,16 +61,19 @@ from collections.abc import Iterator
 
 from model.load import context_length, load_model, load_tokenizer
 from model.sample import Sampling, generate, tokens_of
-from run.checkpoint import base_model_of, find_run, weights_of
+from run.checkpoint import base_model_of, find_run, read_json, weights_of
 from run.device import pick_machine
 from text.answer import StableText, decode
 from text.batch import Encoder
+from text.catalogue import Catalogue, Product
+from text.errors import DataError
 from text.template import load_template
 
 
 def main(options) -> int:
     titles = read_titles(options.titles) if options.titles else options.title
     run = find_run(options.run, options.output_dir)
+    sources = Sources(options.data or data_of(run), options.sources, options.grounded)
     weights = weights_of(run)
     source = base_model_of(run) if options.before else weights
     model, tokenizer = load_model(source), load_tokenizer(source)
@@ -86,46 +95,65 @@ def main(options) -> int:
             print(f"Too long for this model, so it gets no answer: {title[:60]}...", file=sys.stderr)
 
     if titles is None and sys.stdin.isatty():
-        print(f"{source}  (sair, quit or Ctrl-D to leave)", file=sys.stderr)
-        return converse(model, encoder, sampling, copies)
+        print(f"{source}  (/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
+        return converse(model, encoder, sampling, copies, sources)
     if titles is None:
         titles = piped_titles()
     if not titles:
         raise UsageError("There is no title to answer.")
 
     if len(titles) == copies == 1 and not options.titles:
-        for piece in answer_pieces(model, encoder, titles[0], sampling, number=0):
-            print(piece, end="", flush=True)
-        print()
+        answer_aloud(model, encoder, titles[0], sampling, 0, sources)
         return 0
-    prompts = [prompt for prompt in encoder.prompts(titles) for _ in range(copies)]
+    window = context_length(model.config)
+    found = [sources.nearest(title) for title in titles]
+    prompts = encoder.prompts(titles, [sources.context(products) for products in found], window)
+    prompts = [prompt for prompt in prompts for _ in range(copies)]
     answers = generate(model, prompts, tokenizer.eos_token_id, sampling)
     for i, answer in enumerate(answers):
         text = decode(tokenizer, answer.ids)
+        products = found[i // copies]
         entry = {"title": titles[i // copies], "answer": text, "stopped": answer.stopped}
+        if options.sources:
+            entry["sources"] = [{"uid": p.uid, "title": p.title, "matched": p.matched} for p in products]
+        if options.grounded:
+            entry["grounded_on"] = products[0].uid if products else None
         print(json.dumps(entry, ensure_ascii=False) if options.titles else " ".join(text.split()))
+        if not options.titles and (i + 1) % copies == 0:
+            sources.show(products)
     return 0
 
 
-def converse(model, encoder: Encoder, sampling: Sampling, copies: int) -> int:
-    """The interactive loop: a title in, an answer streamed out."""
+def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources") -> int:
+    """The interactive loop: a title in, an answer streamed out; /sources [K] lists what it can be checked against."""
     asked = 0
     try:
         while (title := input("\nTitle> ").strip()).lower() not in ("sair", "quit", "exit"):
+            if title.split()[:1] == ["/sources"]:
+                print(sources.switch(title.removeprefix("/sources").strip()), file=sys.stderr)
+                continue
             for _ in range(copies if title else 0):
-                for piece in answer_pieces(model, encoder, title, sampling, number=asked):
-                    print(piece, end="", flush=True)
-                print()
+                answer_aloud(model, encoder, title, sampling, asked, sources)
                 asked += 1
     except (EOFError, KeyboardInterrupt):
         print()
     return 0
 
 
-def answer_pieces(model, encoder: Encoder, title: str, sampling: Sampling, number: int) -> Iterator[str]:
-    """The answer as it is written, in pieces that can be printed as they come."""
-    text, end_token = StableText(encoder.tokenizer), encoder.tokenizer.eos_token_id
-    for (token,) in tokens_of(model, encoder.prompts([title]), end_token, sampling, numbers=[number]):
+def answer_aloud(model, encoder: Encoder, title: str, sampling: Sampling, number: int, sources: "Sources") -> None:
+    """Print the answer to `title` as it is written, and its sources if they are wanted."""
+    products = sources.nearest(title)
+    prompts = encoder.prompts([title], [sources.context(products)], context_length(model.config))
+    for piece in answer_pieces(model, encoder.tokenizer, prompts, sampling, number):
+        print(piece, end="", flush=True)
+    print()
+    sources.show(products)
+
+
+def answer_pieces(model, tokenizer, prompts: list[list[int]], sampling: Sampling, number: int) -> Iterator[str]:
+    """The answer to the one prompt as it is written, in pieces that can be printed as they come."""
+    text = StableText(tokenizer)
+    for (token,) in tokens_of(model, prompts, tokenizer.eos_token_id, sampling, numbers=[number]):
         yield text.feed(token)
     yield text.rest()
 
@@ -135,6 +163,53 @@ def piped_titles() -> list[str]:
         return list(filter(None, map(str.strip, sys.stdin)))
     except UnicodeDecodeError as error:
         raise UsageError(f"Standard input is not UTF-8 text: {error}") from None
+
+
+class Sources:
+    """What of the catalogue is shown under an answer, and what of it is put before a prompt."""
+
+    def __init__(self, folder: Path, count: int, grounded: bool):
+        """`count` products are listed, 0: none. Raises DataError when a catalogue is needed and there is none."""
+        self._folder, self._count, self._grounded = folder, count, grounded
+        self._catalogue = Catalogue(folder) if count or grounded else None
+
+    def nearest(self, title: str) -> list[Product]:
+        count = max(self._count, 1 if self._grounded else 0)
+        return self._catalogue.nearest(title, count) if count else []
+
+    def context(self, products: list[Product]) -> str:
+        """What is put before the prompt, "" for nothing; says so."""
+        if not self._grounded:
+            return ""
+        if not products:
+            print("(grounded: nothing in the catalogue matches; the model answers by itself)", file=sys.stderr)
+            return ""
+        print(f"(grounded on {products[0].uid}: {products[0].title})", file=sys.stderr)
+        return products[0].content
+
+    def show(self, products: list[Product]) -> None:
+        if not self._count:
+            return
+        if not products:
+            print("  This answer has no source: nothing in the catalogue matches.")
+        for number, product in enumerate(products[: self._count], start=1):
+            print(f"  [{number}] {product.uid}  {product.title}  (matched: {', '.join(product.matched)})")
+
+    def switch(self, count: str) -> str:
+        """Turn the list on or off, or set its length; returns what to say."""
+        if count and not count.isdecimal():
+            return "/sources turns the list of sources on and off, /sources 5 makes it five products long."
+        try:
+            self._catalogue = self._catalogue or Catalogue(self._folder)
+        except DataError as error:
+            return str(error)
+        self._count = int(count) if count else 0 if self._count else 3
+        return f"Sources: the {self._count} nearest products." if self._count else "Sources: off."
+
+
+def data_of(run: Path) -> Path:
+    """The folder that a run was trained on."""
+    return Path(read_json(run / "train_config.json")["options"].get("data_dir", "data"))
 
 
 def read_titles(path: Path) -> list[str]:

@@ -62,6 +62,7 @@ from run.stop import StopRequest
 from text.answer import decode
 from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
 from text.bpe import train_bpe
+from text.outputs import settle
 from text.prepare import prepare
 from text.stream import RecordFile, records_of_steps, steps_per_epoch
 from text.template import QA, load_template
@@ -82,6 +83,7 @@ def main(command: Command) -> int:
 
     # ---- data: three JSONL files, read from disk as they are needed
     data = Path(config.data_dir)
+    settle(data)
     if config.data_dir == "data" and not (data / "train.jsonl").exists():
         print(f"No prepared data in {data}: preparing the bundled example catalogue. Yours: python data_prep.py FILE")
         prepare([EXAMPLE_CATALOGUE], data)

@@ -5,18 +5,26 @@ import html
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from conftest import shared_assets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_prep
 from text import prepare as module
+from text.duplicates import THRESHOLD, shingles
 from text.errors import DataError
-from text.prepare import REASONS, SPLITS, prepare, read_record, split_of
+from text.fields import Fields
+from text.outputs import settle
+from text.prepare import REASONS, SPLITS, Options, prepare, read_record, split_of
+from text.records import MAX_RECORD_BYTES
+from text.workers import ordered
 
 ROOT = Path(__file__).parent.parent
 CONTENT = "A mug that keeps the coffee hot."
@@ -44,11 +52,12 @@ ONE_OF_EACH = [
     (b"", "blank line"),
     (b"  \r", "blank line"),
     (b"{not json", "broken line"),
-    (b'{"title": "caf\xe9", "content": "latin-1"}', "broken line"),
+    (b'{"title": "caf\xe9", "content": "latin-1"}', "not UTF-8"),
     (b"[" * 100_000, "broken line"),
     (b'{"uid": ' + b"9" * 5000 + b"}", "broken line"),
     (b'["a list"]', "not an object"),
     (b"null", "not an object"),
+    (b'"' + b"x" * MAX_RECORD_BYTES, "longer than 4 MB"),
     (product(1, title=None), "missing title"),
     (product(1, title="&nbsp; \u200b"), "missing title"),
     (product(1, title={"en": "Mug"}), "missing title"),
@@ -60,6 +69,7 @@ ONE_OF_EACH = [
     (product(1, title="A Mug with a lid of iron", content="a mug with a <b>lid</b> of iron"), "content equal to title"),
     (product(1, content="A mug."), "content too short"),
     (product(0, uid="other", title="MUG 0"), "exact duplicate"),
+    (product(0, title="Another title"), "near duplicate"),
 ]  # fmt: skip
 
 
@@ -76,11 +86,12 @@ def test_every_line_is_accounted_for_under_its_reason(tmp_path):
 
 
 def test_broken_lines_are_listed_with_number_reason_and_raw_start(tmp_path):
-    source = catalogue(tmp_path / "trn.json", [product(0), b"{caf\xe9" + b"x" * 500, b"", b"[1]\r"])
+    source = catalogue(tmp_path / "trn.json", [product(0), b"{caf" + b"x" * 500, b"", b"[1]\r", b"{caf\xe9"])
     prepare([source], tmp_path / "data")
     assert records(tmp_path / "data", "rejects") == [
-        {"input": "trn.json", "line": 2, "reason": "broken line", "start": "{caf\\xe9" + "x" * 195},
+        {"input": "trn.json", "line": 2, "reason": "broken line", "start": "{caf" + "x" * 196},
         {"input": "trn.json", "line": 4, "reason": "not an object", "start": "[1]"},
+        {"input": "trn.json", "line": 5, "reason": "not UTF-8", "start": "{caf\\xe9"},
     ]
 
 
@@ -100,7 +111,7 @@ def test_any_bytes_are_accounted_for(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("any")
     source = folder / "trn.json"
     source.write_bytes(b"\n".join([product(99), product(98), product(97), *lines]))
-    counts = prepare([source], folder / "data", val_share=0, test_share=0)
+    counts = prepare([source], folder / "data", Options(val_share=0, test_share=0))
     data = source.read_bytes()
     assert counts.lines == data.count(b"\n") + (not data.endswith(b"\n"))
     kept = records(folder / "data", "train")
@@ -116,17 +127,18 @@ def test_fields_may_be_lists_numbers_and_need_no_uid(tmp_path):
             product(5, uid=17, title=["Mug", "5"]),
         ],
     )
-    prepare([source], tmp_path / "data", val_share=0, test_share=0)
+    prepare([source], tmp_path / "data", Options(val_share=0, test_share=0))
     assert records(tmp_path / "data", "train") == [
         {"uid": "1", "title": "1984", "content": "A novel & a warning, first printed in 1949."},
         {"uid": "17", "title": "Mug 5", "content": f"{CONTENT} Number 5."},
     ]
-    assert read_record(b'{"title": NaN, "content": "what pandas writes for nothing"}', 20) == "missing title"
+    nothing = {"title": float("nan"), "content": "what pandas writes for nothing"}
+    assert read_record(nothing, Fields("title", "content"), 20) == "missing title"
 
 
 def test_accents_survive_as_they_are_in_the_file(tmp_path):
     source = catalogue(tmp_path / "trn.json", [product(1, title="Caneca térmica de aço inoxidável")])
-    prepare([source], tmp_path / "data", val_share=0, test_share=0)
+    prepare([source], tmp_path / "data", Options(val_share=0, test_share=0))
     assert '"title": "Caneca térmica de aço inoxidável"'.encode() in (tmp_path / "data" / "train.jsonl").read_bytes()
 
 
@@ -139,7 +151,7 @@ def test_the_same_bytes_come_out_twice_and_from_gzip(tmp_path):
     for source, name in ((plain, "a"), (plain, "b"), (packed, "c")):
         prepare([source], tmp_path / name)
     assert everything(tmp_path / "a") == everything(tmp_path / "b") == everything(tmp_path / "c")
-    assert sorted(everything(tmp_path / "a")) == sorted(module.OUTPUTS)
+    assert set(module.OUTPUTS) - set(everything(tmp_path / "a")) == {"report.md", "report.html"}
 
 
 def test_no_title_lands_in_two_splits_and_shares_hold(tmp_path):
@@ -147,7 +159,7 @@ def test_no_title_lands_in_two_splits_and_shares_hold(tmp_path):
     lines = [
         product(i, title=title.format(i), content=f"{CONTENT} {i} {title}") for i in range(3000) for title in variants
     ]
-    prepare([catalogue(tmp_path / "trn.json", lines)], tmp_path / "data", val_share=0.1, test_share=0.2)
+    prepare([catalogue(tmp_path / "trn.json", lines)], tmp_path / "data", Options(val_share=0.1, test_share=0.2))
     numbers = {s: {r["title"].split()[-1].strip("!") for r in records(tmp_path / "data", s)} for s in SPLITS}
     assert not (numbers["train"] & numbers["val"] or numbers["train"] & numbers["test"])
     assert not numbers["val"] & numbers["test"]
@@ -160,8 +172,55 @@ def test_the_split_of_a_title_is_the_same_on_every_machine():
     assert "".join(split_of(title, 0.25, 0.25)[1] for title in titles) == "raaeeraarerr"  # second letters
 
 
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
+    lines = [product(i % 2500, uid=None, content=f"<p>{CONTENT}</p> {f'Word {i}. ' * 30}") for i in range(3000)]
+    lines[700] = b"{"
+    source = catalogue(tmp_path / "trn.json", lines)
+    for workers in (1, 2, 3):
+        counts = prepare([source, source], tmp_path / str(workers), Options(report=workers < 3), workers=workers)
+    one, two, three = (everything(tmp_path / str(workers)) for workers in (1, 2, 3))
+    assert one == two
+    assert one == three | {name: one[name] for name in ("report.md", "report.html")}
+    assert counts.lines == 6000
+    assert counts.reasons["exact duplicate"] == 2999
+
+
+def test_a_worker_s_error_ends_the_run(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        list(ordered((1).__truediv__, [1, 2, 0, 3], workers=2))
+
+
+def test_near_duplicates_never_land_in_different_splits_and_can_be_kept(tmp_path):
+    text = " ".join(f"word{i}" for i in range(60))
+    lines = [product(i, content=f"{text.replace('word30', f'other{i}')}!") for i in range(200)]
+    source = catalogue(tmp_path / "trn.json", lines)
+    counts = prepare([source], tmp_path / "data", Options(test_share=0.3))
+    assert (counts.records, counts.reasons["near duplicate"]) == (1, 199)
+    assert prepare([source], tmp_path / "data", Options(drop_near_duplicates=False)).records == 200
+
+
+def test_the_bundled_catalogue_loses_no_record_as_a_near_duplicate(tmp_path):
+    counts = prepare([ROOT / "examples" / "catalogue.json.gz"], tmp_path / "data")
+    assert counts.reasons["near duplicate"] == 0
+    assert counts.records > 3800
+
+
+def test_the_encoding_is_given_or_hinted_at(tmp_path):
+    lines = [json.dumps({"title": f"Açúcar {i}", "content": "Açúcar não refinado, para o café. é"}, ensure_ascii=False)
+             for i in range(30)]  # fmt: skip
+    source = tmp_path / "loja.jsonl"
+    source.write_text("\n".join([*lines, lines[0].replace("Açúcar 0", "\x81")]), encoding="latin-1")
+    with pytest.raises(DataError, match="31 lines that are not UTF-8 look like cp1252.*--encoding cp1252"):
+        prepare([source], tmp_path / "data")
+    counts = prepare([source], tmp_path / "data", Options(encoding="cp1252", drop_near_duplicates=False, val_share=0))
+    assert (counts.records, counts.reasons["not UTF-8"]) == (30, 1)  # byte 0x81 is no letter of cp1252
+    assert "Açúcar" in records(tmp_path / "data", "train")[0]["title"]
+    with pytest.raises(DataError, match="no encoding 'klingon'"):
+        prepare([source], tmp_path / "data", Options(encoding="klingon"))
+
+
 def test_progress_adds_up_to_the_size_of_the_inputs(tmp_path):
-    plain = catalogue(tmp_path / "a.json", [product(number) for number in range(2000)])
+    plain = catalogue(tmp_path / "a.json", [product(number) for number in range(6000)])
     packed = tmp_path / "b.json.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     steps: list[int] = []
@@ -173,8 +232,8 @@ def test_progress_adds_up_to_the_size_of_the_inputs(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RuntimeError])
 def test_a_failure_midway_leaves_the_older_outputs_and_no_half_file(tmp_path, error):
-    source = catalogue(tmp_path / "trn.json", [product(number) for number in range(2000)])
-    prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", val_share=0, test_share=0)
+    source = catalogue(tmp_path / "trn.json", [product(number) for number in range(6000)])
+    prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", Options(val_share=0, test_share=0))
     before = everything(tmp_path / "data")
     calls = []
 
@@ -188,15 +247,57 @@ def test_a_failure_midway_leaves_the_older_outputs_and_no_half_file(tmp_path, er
     assert everything(tmp_path / "data") == before
 
 
+class Killed(BaseException):
+    """Stands for kill -9: nothing that the program does about it is allowed to help."""
+
+
+@pytest.mark.parametrize("step", range(40))
+def test_killed_at_any_step_a_folder_holds_all_the_older_or_all_the_new_outputs(tmp_path, monkeypatch, step):
+    """Every call that changes the disk is a step; from the chosen one on all of them fail."""
+    old = catalogue(tmp_path / "old.json", [product(1)])
+    new = catalogue(tmp_path / "new.json", [product(2), product(3)])
+    options = Options(val_share=0, test_share=0, catalogue=False)
+    prepare([new], tmp_path / "whole", options)
+    prepare([old], tmp_path / "data", options)
+    (tmp_path / "data" / "report.html").write_text("of the older data", encoding="utf-8")
+    before = everything(tmp_path / "data")
+    steps = []
+
+    def mortal(change):
+        def call(*args, **options):
+            steps.append(change)
+            if len(steps) > step:
+                raise Killed
+            return change(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "write_text"):
+            patch.setattr(Path, name, mortal(getattr(Path, name)))
+        patch.setattr(os, "fsync", mortal(os.fsync))
+        killed = False
+        try:
+            prepare([new], tmp_path / "data", options)
+        except Killed:
+            killed = True
+    settle(tmp_path / "data")  # as any reader does
+    after = {name: content for name, content in everything(tmp_path / "data").items() if not name.endswith(".new")}
+    assert after == everything(tmp_path / "whole") if not killed else after in (before, everything(tmp_path / "whole"))
+    assert killed == (len(steps) > step)
+    prepare([new], tmp_path / "data", options)
+    assert everything(tmp_path / "data") == everything(tmp_path / "whole")
+
+
 def test_ctrl_c_between_two_renames_comes_after_the_last(tmp_path, monkeypatch):
     source = catalogue(tmp_path / "trn.json", [product(number) for number in range(300)])
     prepare([source], tmp_path / "whole")
-    prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", val_share=0, test_share=0)
+    prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", Options(val_share=0, test_share=0))
     rename, renamed = Path.replace, []
 
     def interrupted(path, target):
         renamed.append(target)
-        if len(renamed) == 2:
+        if len(renamed) == 3:
             raise KeyboardInterrupt
         return rename(path, target)
 
@@ -209,7 +310,7 @@ def test_ctrl_c_between_two_renames_comes_after_the_last(tmp_path, monkeypatch):
 def test_data_that_cannot_be_used_is_said_in_a_sentence(tmp_path):
     def error(inputs, **options):
         with pytest.raises(DataError) as caught:
-            prepare(inputs, tmp_path / "data", **options)
+            prepare(inputs, tmp_path / "data", Options(**options))
         return str(caught.value)
 
     good = catalogue(tmp_path / "good.json", [product(number) for number in range(500)])
@@ -223,10 +324,11 @@ def test_data_that_cannot_be_used_is_said_in_a_sentence(tmp_path):
     array = catalogue(tmp_path / "array.json", [b"[", b"{}", b"]", b""])
     assert "Extreme Classification Repository" in error([tmp_path / "nix.json"])
     assert "nix.json" in error([good, tmp_path / "nix.json"])
-    assert "is a folder" in error([tmp_path])
+    (tmp_path / "folder").mkdir()
+    assert "holds no catalogue" in error([tmp_path / "folder"])
     assert "damaged or was cut off" in error([torn])
     assert "damaged or was cut off" in error([scrambled])
-    assert "lines read: 4 (blank line 1, broken line 2, missing title 1)." in error([array])
+    assert "lines read: 1 (missing title 1)." in error([array])
     assert "lines read: 0." in error([empty])
     assert "must not be negative" in error([good], val_share=float("nan"))
     assert "must not be negative" in error([good], val_share=0.5, test_share=0.5)
@@ -245,6 +347,7 @@ def test_script_prints_where_the_lines_went_and_what_to_do_next(tmp_path):
     source = catalogue(tmp_path / "trn.json", [*(product(number) for number in range(98)), b"{", b"{"])
     done = script("trn.json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+    assert 'title from "title", content from "content", uid from "uid"' in done.stdout
     rows = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in done.stdout.splitlines() if "%" in line}
     assert rows["lines read"] == ["100", "100.0%"]
     assert rows["kept"] == ["98", "98.0%"]
@@ -283,11 +386,53 @@ def test_ctrl_c_is_a_sentence_and_exit_130(tmp_path, monkeypatch, capsys):
     assert "no half-written file" in capsys.readouterr().err
 
 
+def started(folder: Path, *args) -> subprocess.Popen:
+    """data_prep.py reading from a pipe that stays open, past its first block."""
+    command = [sys.executable, str(ROOT / "data_prep.py"), "-", "--no_report", *args]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=folder, **pipes)
+    process.stdin.write(b"".join(product(number) + b"\n" for number in range(8000)))
+    process.stdin.flush()
+    assert b'title from "title"' in process.stdout.readline()
+    return process
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as a terminal sends them, POSIX only")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_in_the_middle_is_exit_130_and_no_half_file(tmp_path, workers):
+    process = started(tmp_path, "--workers", workers)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert b"no half-written file" in said
+    assert b"Traceback" not in said
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9, POSIX only")
+def test_kill_9_in_the_middle_leaves_the_older_outputs_and_no_worker(tmp_path):
+    old = catalogue(tmp_path / "old.json", [product(1)])
+    prepare([old], tmp_path / "data", Options(val_share=0, test_share=0))
+    before = everything(tmp_path / "data")
+    process = started(tmp_path, "--workers", "2")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    assert {name: data for name, data in everything(tmp_path / "data").items() if not name.endswith(".new")} == before
+    prepare([old], tmp_path / "data", Options(val_share=0, test_share=0))
+    assert everything(tmp_path / "data") == before
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a limit on the size of files stands in for a full disk, POSIX only")
-def test_a_full_disk_is_exit_6_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("limit", [500_000, 2_500_000])  # bytes: the training split does not fit; the catalogue
+def test_a_full_disk_is_exit_6_and_leaves_the_older_outputs(tmp_path, limit):
+    prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", Options(val_share=0, test_share=0))
+    before = everything(tmp_path / "data")
     catalogue(tmp_path / "good.json", [product(number) for number in range(20_000)])
     code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000));"
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "sys.argv[1:] = ['good.json']; import data_prep; from run.cli import run_script; run_script(data_prep.main)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -295,7 +440,8 @@ def test_a_full_disk_is_exit_6_and_leaves_nothing(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8"
     )
     assert done.returncode == 6, done.stderr
-    assert not list((tmp_path / "data").iterdir())
+    assert "Traceback" not in done.stderr
+    assert everything(tmp_path / "data") == before
 
 
 def test_preparing_imports_no_torch():
@@ -303,20 +449,26 @@ def test_preparing_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-ASSETS = ROOT.parent / "shared" / "assets" / "products"
-
-
-@pytest.mark.skipif(not ASSETS.is_dir(), reason="the real product files are not part of the repository")
-def test_real_products_keep_no_markup_and_no_entity(tmp_path):
-    amazon = json.loads((ASSETS / "lf_amazon_500.json").read_text(encoding="utf-8"))
-    cards = gzip.decompress((ASSETS / "meta_Gift_Cards.json.gz").read_bytes()).splitlines()
-    lines = [product(0, title=item["instruction"], content=item["output"]) for item in amazon]
-    lines += [product(0, title=item["title"], content=item["description"]) for item in map(json.loads, cards)]
-    counts = prepare([catalogue(tmp_path / "trn.json", lines)], tmp_path / "data")
-    assert counts.lines == len(lines) == 2047
-    assert counts.records > 1200
+def test_real_products_keep_no_markup_and_no_entity_and_come_out_the_same_twice(tmp_path):
+    inputs = [shared_assets("products", name) for name in ("lf_amazon_500.json", "meta_Gift_Cards.json.gz")]
+    counts = prepare(inputs, tmp_path / "a")
+    assert counts.lines == 2047
+    assert counts.records > 900
     for split in SPLITS:
-        for record in records(tmp_path / "data", split):
+        for record in records(tmp_path / "a", split):
             text = f"{record['title']}\n{record['content']}"
             assert html.unescape(text) == text
             assert not re.search(r"<[A-Za-z/!?]", text)
+    prepare(inputs, tmp_path / "b", workers=2)
+    assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
+def test_near_duplicates_of_real_products_are_those_that_comparing_all_pairs_finds(tmp_path):
+    source = shared_assets("products", "lf_amazon_500.json")
+    everyone = prepare([source], tmp_path / "all", Options(drop_near_duplicates=False, val_share=0, test_share=0))
+    kept: list[set] = []
+    for record in records(tmp_path / "all", "train"):
+        own = set(shingles(record["content"]).tolist())
+        if all(len(own & other) / len(own | other) < THRESHOLD for other in kept):
+            kept.append(own)
+    assert prepare([source], tmp_path / "some").records == len(kept) < everyone.records - 30

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text.template import Template
+from text.template import Template, context_for
 
 # An end of sentence: its mark, closing quotes or brackets, then white space or the end of the text.
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*(?=\s|$)")
@@ -74,12 +74,21 @@ class Encoder:
             texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, **options
         )
 
-    def prompts(self, titles: list[str]) -> list[list[int]]:
-        """The tokens that stand before the answer: the same call serves training and generation."""
+    def prompts(self, titles: list[str], contexts: list[str] | None = None, window: int = 0) -> list[list[int]]:
+        """The tokens that stand before the answer: the same call serves training and generation.
+
+        `contexts`: for each title a text to answer from, put before the prompt, or "". It is cut so that at least half
+        of what the prompt leaves of the model's `window` (tokens) remains for the answer.
+        """
         if not titles:
             return []
-        prompts = [self.template.prompt_for(title) for title in titles]
-        return [self._opening + ids for ids in self._encode(prompts).input_ids]
+        prompts = self._encode([self.template.prompt_for(title) for title in titles]).input_ids
+        if contexts and any(contexts):
+            texts = [context_for(text) for text in contexts]
+            room = [max(0, window - len(self._opening) - len(prompt)) // 2 for prompt in prompts]
+            heads = [ids[:most] for ids, most in zip(self._encode(texts).input_ids, room, strict=True)]
+            prompts = [head + prompt for head, prompt in zip(heads, prompts, strict=True)]
+        return [self._opening + prompt for prompt in prompts]
 
     def rows(self, records: list[dict[str, str]]) -> list[Row]:
         """One `Row` a record, in order, none longer than `max_length`."""

@@ -187,7 +187,7 @@ def _markdown(facts: dict) -> str:
         parts.append(f"| {indent}{name.strip()} | {count:,} | {share:.1%} |")
     parts += ["", "## Lengths", "", _in_words(facts), ""]
     parts += ["| tokens | records |", "|---:|---:|"]
-    counts, edges = np.histogram(facts["lengths"], bins=[0, 64, 128, 192, 256, 384, 512, 1024, 1 << 40])
+    counts, edges = np.histogram(facts["lengths"] - 1, bins=[0, 64, 128, 192, 256, 384, 512, 1024, 1 << 40])
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
         label = f"over {low}" if high == 1 << 40 else f"{low + 1}–{high}"
         parts.append(f"| {label} | {count:,} |")
@@ -250,7 +250,7 @@ def _page(facts: dict) -> str:
         "<h1>What is in this data</h1>",
         f"<p>Inputs: {_html(', '.join(report['inputs']))}</p>",
         '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{name}</span></div>" for n, name in tiles) + "</div>",
-        _section("Where the lines went", "Every line is in exactly one row below.", _count_table(facts)),
+        _section("Where the lines went", "Every line read was kept or left out, for one reason.", _count_table(facts)),
         _section("Lengths", _in_words(facts), _histogram(facts["lengths"])),
         _section("Languages", "By their most frequent words, in the same sample.", _bars(facts["languages"])),
     ]

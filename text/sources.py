@@ -16,7 +16,7 @@ from text.errors import DataError
 
 STDIN = Path("-")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 16
 
 # LF-Amazon comes as trn.json (the products to train on) beside tst.json and lbl.json (the labels of both).
 LF_AMAZON = ("trn.json", "trn.json.gz")

@@ -56,6 +56,11 @@ QA = Template(
 TEMPLATES = {"qa": QA}
 
 
+def context_for(text: str) -> str:
+    """What stands before the prompt when the answer shall be taken from `text` (`generate.py --grounded`)."""
+    return f"Product description: {text}\n" if text else ""
+
+
 def load_template(folder: Path) -> Template:
     """The template saved in `folder`. Raises `DataError` when it is absent or not a template."""
     path = folder / FILE_NAME
