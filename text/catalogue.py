@@ -43,8 +43,8 @@ def write_catalogue(path: Path, train: Path) -> None:
 
     Raises DataError where Python's SQLite has no FTS5, OSError for what the disk does.
     """
+    _check_fts5()
     with closing(sqlite3.connect(path)) as base, train.open("rb") as lines:
-        _check_fts5(base)
         try:
             # The file is new, and thrown away unless it becomes whole: no journal, no waiting for the disk.
             base.execute("PRAGMA journal_mode = OFF")
@@ -70,8 +70,8 @@ class Catalogue:
         self.path = folder / FILE_NAME
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist. Make it: python data_prep.py INPUT --output_dir {folder}")
+        _check_fts5()
         self._base = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
-        _check_fts5(self._base)
 
     def nearest(self, question: str, count: int) -> list[Product]:
         """The `count` products that match a title or a free question best; none when no word of it stands anywhere."""
@@ -113,18 +113,19 @@ def _plain(word: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", word.lower()) if not unicodedata.combining(c))
 
 
-def _check_fts5(base: sqlite3.Connection) -> None:
-    if not has_fts5(base):
+def _check_fts5() -> None:
+    if not has_fts5():
         raise DataError(
             "This Python's SQLite was built without full-text search (FTS5), which the catalogue needs. Python from "
             "python.org has it; data_prep.py --no_catalogue goes without."
         )
 
 
-def has_fts5(base: sqlite3.Connection) -> bool:
-    try:
-        base.execute("CREATE VIRTUAL TABLE temp.fts5_is_here USING fts5(x)")
-        base.execute("DROP TABLE temp.fts5_is_here")
-    except sqlite3.OperationalError:
-        return False
+def has_fts5() -> bool:
+    """Whether the SQLite of this Python has full-text search."""
+    with closing(sqlite3.connect(":memory:")) as base:
+        try:
+            base.execute("CREATE VIRTUAL TABLE fts5_is_here USING fts5(x)")
+        except sqlite3.OperationalError:
+            return False
     return True

@@ -325,5 +325,5 @@ def _histogram(lengths: np.ndarray) -> str:
         axes.tick_params(color="#66727f", labelcolor="#66727f")
         image = io.StringIO()
         figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = image.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", image.getvalue(), flags=re.DOTALL)
     return re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg[svg.index("<svg ") :], count=1)
