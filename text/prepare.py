@@ -195,7 +195,8 @@ def _write_splits(
     examples: list[tuple] = []  # a heap of the EXAMPLES smallest digests, so a sample of the whole catalogue
     with _SplitFiles(paths) as splits, paths["rejects.jsonl"].open("wb") as rejects:
         near = _NearDuplicates(splits) if options.drop_near_duplicates else None
-        for block, judged in _judged_blocks(sources, options, workers, progress, say):
+        blocks = _blocks(sources, options, progress, say)
+        for block, judged in ordered(partial(judge_block, options=options), blocks, workers):
             lines += len(block.records)
             keys = iter(judged.keys if judged.keys is not None else ())
             for number, (raw, outcome) in enumerate(zip(block.records, judged.outcomes, strict=True), block.number):
@@ -224,21 +225,8 @@ def _write_splits(
 # ---- blocks of raw records, and what a worker does with one
 
 
-def _judged_blocks(sources, options, workers, progress, say) -> Iterator[tuple[Block, Judged]]:
-    """Every block of the sources with what became of it, in order."""
-    waiting: list[Block] = []
-
-    def noted(blocks: Iterator[Block]) -> Iterator[Block]:
-        for block in blocks:
-            waiting.append(block)
-            yield block
-
-    judge = partial(judge_block, options=options)
-    for judged in ordered(judge, noted(_blocks(sources, options, progress, say)), workers):
-        yield waiting.pop(0), judged
-
-
 def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[Block]:
+    """The raw records of all sources, in order."""
     before = 0
     for source in sources:
         with open_source(source, options.encoding, progress) as stream:

@@ -22,14 +22,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
-    """`map(function, tasks)` in `workers` processes; 1: in this one. At most three tasks a worker are in memory.
+def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator[tuple]:
+    """(task, function(task)) for each task, computed in `workers` processes; 1: in this one.
 
+    At most three tasks a worker are in memory.
     Processes are spawned, as on Windows, so `function` and the tasks must be picklable. Raises what `function` raises,
     and `WorkerDied`.
     """
     if workers == 1:
-        yield from map(function, tasks)
+        for task in tasks:
+            yield task, function(task)
         return
     waiting = deque()
     context = multiprocessing.get_context("spawn")
@@ -37,17 +39,22 @@ def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator:
     try:
         for task in tasks:
             with _interrupts_held():  # the first task starts the processes, which inherit it
-                waiting.append(pool.submit(function, task))
+                waiting.append((task, pool.submit(function, task)))
             if len(waiting) >= 3 * workers:
-                yield waiting.popleft().result()
+                yield _finished(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _finished(waiting.popleft())
     except BrokenProcessPool:
         raise WorkerDied(
             "A worker process was ended from outside, mostly for want of memory. Try again with --workers 1."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _finished(submitted: tuple) -> tuple:
+    task, future = submitted
+    return task, future.result()
 
 
 def _as_worker() -> None:
