@@ -89,6 +89,23 @@ def test_every_format_and_packing_gives_the_same_records(tmp_path, name):
     assert sum(read_bytes) == sum(source.size for source in find_sources([tmp_path / name]))
 
 
+@pytest.mark.parametrize("mark", ['""', '\\"'])
+def test_quotes_inside_a_cell_however_they_are_written(tmp_path, mark):
+    rows = "".join(f'{i}, "Screen {i}", "It is 24{mark} wide, and {mark}flat{mark}."\r\n' for i in range(20))
+    (tmp_path / "shop.csv").write_text(f"id, title, description\r\n{rows}", encoding="utf-8", newline="")
+    expected = {"uid": "3", "title": "Screen 3", "content": 'It is 24" wide, and "flat".'}
+    assert read(tmp_path, tmp_path / "shop.csv")[3] == expected
+
+
+def test_a_table_is_the_same_for_any_number_of_workers(tmp_path):
+    (tmp_path / "shop.csv").write_bytes(as_table(";", products=PRODUCTS * 700))
+    options = Options(drop_near_duplicates=False)
+    one, two = (prepare([tmp_path / "shop.csv"], tmp_path / str(n), options, workers=n) for n in (1, 2))
+    assert one == two
+    assert one.lines == 4200
+    assert (tmp_path / "1" / "train.jsonl").read_bytes() == (tmp_path / "2" / "train.jsonl").read_bytes()
+
+
 def test_folders_and_several_inputs_and_standard_input(tmp_path):
     folder = tmp_path / "shop"
     folder.mkdir()

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from text.fields import Fields, choose_fields
 
@@ -29,7 +30,6 @@ class Layout:
     """How a file holds its records."""
 
     kind: str  # "lines", "array" or "table"
-    dialect: type[csv.Dialect] | None = None  # of a table
     header: tuple[str, ...] = ()  # of a table
 
     @property
@@ -54,7 +54,7 @@ def read_layout(stream: io.BufferedReader, name: str, given: Fields) -> tuple[La
         if named_table or choose_fields(header, given).found:
             rows = _rows(stream, dialect)
             next(rows, None)  # the header
-            return Layout("table", dialect, header), rows
+            return Layout("table", header), rows
     if start == b"[" and not name.lower().endswith((".jsonl", ".ndjson")):
         return Layout("array"), _elements(stream)
     return Layout("lines"), _lines(stream)
@@ -137,37 +137,45 @@ def _elements(stream: io.BufferedReader) -> Iterator[bytes]:
             ended = mark != b","
 
 
-DELIMITERS = ",;\t|"
+DELIMITERS, QUOTES = ",;\t|", "\"'"
+SAMPLE_ROWS = 20
 
 
-def _table(sample: str, given: Fields) -> tuple[type[csv.Dialect], tuple[str, ...]]:
-    """The dialect in which the sample's first row names the fields that are wanted, else has the most columns."""
-    dialects = [_dialect(delimiter) for delimiter in DELIMITERS]
+def _table(sample: str, given: Fields) -> tuple[dict, tuple[str, ...]]:
+    """The dialect of a table, as options of `csv.reader`, and its first row.
+
+    Of the usual dialects, and the one that csv.Sniffer proposes (it alone would take the space behind each comma), the
+    one whose first row names the fields that are wanted, whose rows are of one length, and which has most columns.
+    """
+    pairs = [(delimiter, quote) for quote in QUOTES for delimiter in DELIMITERS]
     with suppress(csv.Error):  # it cannot always tell, as with a single column
-        dialects.insert(0, csv.Sniffer().sniff(sample[:8192]))
-    headers = [(_header(sample, dialect), dialect) for dialect in dialects]
-    best = max(headers, key=lambda pair: (choose_fields(pair[0], given).found, len(pair[0])))
-    return best[1], best[0]
+        sniffed = csv.Sniffer().sniff(sample[:8192])
+        pairs.append((sniffed.delimiter, sniffed.quotechar))
+    best, best_score = ({}, ()), (-1,)
+    for delimiter, quote in pairs:
+        # Databases write a quote inside a cell as \", spreadsheets as "".
+        escape = "\\" if "\\" + quote in sample and quote * 2 not in sample else None
+        dialect = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "skipinitialspace": True}
+        header, *rows = _first_rows(sample, dialect) or [()]
+        same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
+        score = (choose_fields(header, given).found, same, len(header))
+        if score > best_score:
+            best, best_score = (dialect, tuple(cell.strip() for cell in header)), score
+    return best
 
 
-def _dialect(delimiter_: str) -> type[csv.Dialect]:
-    class Dialect(csv.excel):
-        delimiter = delimiter_
-
-    return Dialect
-
-
-def _header(sample: str, dialect: type[csv.Dialect]) -> tuple[str, ...]:
-    try:
-        return tuple(cell.strip() for cell in next(csv.reader(io.StringIO(sample, newline=""), dialect), []))
-    except csv.Error:
-        return ()
+def _first_rows(sample: str, dialect: dict) -> list[list[str]]:
+    """Up to SAMPLE_ROWS rows, without the last of a sample, which may be cut."""
+    rows = []
+    with suppress(csv.Error):
+        rows.extend(islice(csv.reader(io.StringIO(sample, newline=""), **dialect), SAMPLE_ROWS + 1))
+    return rows[:-1] if len(rows) > 1 else rows
 
 
-def _rows(stream: io.BufferedReader, dialect: type[csv.Dialect]) -> Iterator[list[str]]:
+def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[list[str]]:
     csv.field_size_limit(MAX_RECORD_BYTES)
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-    rows = csv.reader(iter(lambda: text.readline(MAX_RECORD_BYTES), ""), dialect)
+    rows = csv.reader(iter(lambda: text.readline(MAX_RECORD_BYTES), ""), **dialect)
     while True:
         try:
             yield next(rows)
