@@ -2,8 +2,8 @@
 
 One pass. Blocks of raw records go to worker processes, which parse, clean and judge each record by itself; what needs
 the records before it (duplicates, the order of the outputs) is done here, in the order of the inputs. So the outputs
-are the same bytes for any number of workers. Memory is a few blocks plus, for each record kept, about 85 bytes to
-find exact duplicates and 270 more to find near ones.
+are the same bytes for any number of workers. Memory is a few blocks plus, for each record kept, about 92 bytes to
+find exact duplicates and 250 more to find near ones.
 """
 
 import heapq

@@ -25,9 +25,8 @@ def cores() -> int:
 def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator[tuple]:
     """(task, function(task)) for each task, computed in `workers` processes; 1: in this one.
 
-    At most three tasks a worker are in memory.
-    Processes are spawned, as on Windows, so `function` and the tasks must be picklable. Raises what `function` raises,
-    and `WorkerDied`.
+    At most three tasks a worker are in memory. Processes are spawned, as on Windows, so `function`, tasks and results
+    must be picklable. Raises what `function` raises, and `WorkerDied`.
     """
     if workers == 1:
         for task in tasks:
