@@ -50,7 +50,8 @@ def main() -> int:
     from tqdm import tqdm
 
     from text.fields import Fields
-    from text.prepare import Options, latin1_hint, prepare
+    from text.judge import Options
+    from text.prepare import latin1_hint, prepare
     from text.sources import find_sources
     from text.workers import cores
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import generate
 from text import catalogue as module
-from text.catalogue import Catalogue, words_of, write_catalogue
+from text.catalogue import Catalogue, check_fts5, words_of, write_catalogue
 from text.errors import DataError
+from text.prepare import prepare
 
 PRODUCTS = [
     {"uid": "A1", "title": "Caneca de cerâmica azul", "content": "Uma caneca de cerâmica para o café. 350 ml."},
@@ -61,9 +62,9 @@ def test_a_missing_or_foreign_index_and_a_sqlite_without_fts5_are_said(tmp_path,
     with pytest.raises(DataError, match="Prepare the data again"):
         Catalogue(tmp_path).nearest("mug", 1)
     monkeypatch.setattr(module, "has_fts5", lambda: False)
-    data = write_data(tmp_path / "data", PRODUCTS)
-    with pytest.raises(DataError, match="without full-text search"):
-        write_catalogue(data / "catalogue.sqlite", data / "train.jsonl")
+    for ask in (check_fts5, lambda: Catalogue(tmp_path), lambda: prepare([tmp_path / "any.json"], tmp_path / "data")):
+        with pytest.raises(DataError, match="without full-text search"):
+            ask()
 
 
 @pytest.fixture

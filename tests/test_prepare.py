@@ -21,8 +21,9 @@ from text import prepare as module
 from text.duplicates import THRESHOLD, shingles
 from text.errors import DataError
 from text.fields import Fields
+from text.judge import REASONS, SPLITS, Options, read_record, split_of
 from text.outputs import settle
-from text.prepare import REASONS, SPLITS, Options, prepare, read_record, split_of
+from text.prepare import prepare
 from text.records import MAX_RECORD_BYTES
 from text.workers import ordered
 
@@ -340,7 +341,8 @@ def test_data_that_cannot_be_used_is_said_in_a_sentence(tmp_path):
 def script(*args, cwd: Path) -> subprocess.CompletedProcess:
     """data_prep.py as a person runs it; its stderr is no terminal, so it shows no bar."""
     command = [sys.executable, str(ROOT / "data_prep.py"), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", check=False)
+    environment = {**os.environ, "PYTHONWARNDEFAULTENCODING": ""}  # matplotlib opens a file without naming its encoding
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 def test_script_prints_where_the_lines_went_and_what_to_do_next(tmp_path):

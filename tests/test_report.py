@@ -11,7 +11,8 @@ from conftest import shared_assets
 
 from text import report as module
 from text.errors import DataError
-from text.prepare import Options, prepare
+from text.judge import Options
+from text.prepare import prepare
 from text.report import estimated_tokens, frequent_titles, language_of, token_counter
 
 EVIL = '<script>alert("1")</script> & | `code` ![x](http://x) \ud83d\x00'

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from text import records as module
 from text.errors import DataError
 from text.fields import Fields, choose_fields
-from text.prepare import Options, prepare
+from text.judge import Options
+from text.prepare import prepare
 from text.records import MAX_RECORD_BYTES, TooLong, read_layout
 from text.sources import find_sources
 

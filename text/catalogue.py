@@ -41,9 +41,8 @@ class Product:
 def write_catalogue(path: Path, train: Path) -> None:
     """Index the records of the JSONL file `train` in the new file `path`.
 
-    Raises DataError where Python's SQLite has no FTS5, OSError for what the disk does.
+    Needs FTS5 (`check_fts5`). Raises OSError for what the disk does.
     """
-    _check_fts5()
     with closing(sqlite3.connect(path)) as base, train.open("rb") as lines:
         try:
             # The file is new, and thrown away unless it becomes whole: no journal, no waiting for the disk.
@@ -70,7 +69,7 @@ class Catalogue:
         self.path = folder / FILE_NAME
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist. Make it: python data_prep.py INPUT --output_dir {folder}")
-        _check_fts5()
+        check_fts5()
         self._base = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
 
     def nearest(self, question: str, count: int) -> list[Product]:
@@ -113,7 +112,8 @@ def _plain(word: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", word.lower()) if not unicodedata.combining(c))
 
 
-def _check_fts5() -> None:
+def check_fts5() -> None:
+    """Raises DataError where Python's SQLite has no full-text search."""
     if not has_fts5():
         raise DataError(
             "This Python's SQLite was built without full-text search (FTS5), which the catalogue needs. Python from "

@@ -8,7 +8,6 @@ find exact duplicates and 250 more to find near ones.
 
 import heapq
 import json
-import math
 import re
 from array import array
 from collections.abc import Callable, Iterator
@@ -17,19 +16,32 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-from text.catalogue import write_catalogue
-from text.clean import clean
-from text.duplicates import THRESHOLD, KeyTable, digest, digest_of, near_keys, similarity
+from text.catalogue import check_fts5, write_catalogue
+from text.duplicates import THRESHOLD, KeyTable, similarity
 from text.errors import DataError
-from text.fields import Fields, choose_fields, describe
+from text.fields import choose_fields, describe
+from text.judge import (
+    DEFAULTS,
+    DUPLICATE,
+    EXAMPLES,
+    NEAR_DUPLICATE,
+    NOT_UTF8,
+    REASONS,
+    SPLITS,
+    UNREADABLE,
+    Block,
+    Candidate,
+    Options,
+    json_line,
+    judge_block,
+    parse,
+)
 from text.outputs import together
-from text.records import Layout, Raw, TooLong, read_layout
+from text.records import Raw, read_layout
 from text.sources import Source, find_sources, open_source
 from text.workers import ordered
 
-SPLITS = ("train", "val", "test")
 OUTPUTS = (
     *(f"{split}.jsonl" for split in SPLITS),
     "rejects.jsonl",
@@ -39,54 +51,9 @@ OUTPUTS = (
     "report.html",
 )
 
-# Why a record was left out, in the order in which the questions are asked.
-BLANK = "blank line"
-TOO_LONG = "longer than 4 MB"
-NOT_UTF8 = "not UTF-8"
-BROKEN = "broken line"
-NOT_AN_OBJECT = "not an object"
-NO_TITLE = "missing title"
-MARKUP_TITLE = "markup fragment as title"
-NO_CONTENT = "empty content"
-SAME_AS_TITLE = "content equal to title"
-TOO_SHORT = "content too short"
-DUPLICATE = "exact duplicate"
-NEAR_DUPLICATE = "near duplicate"
-UNREADABLE = (TOO_LONG, NOT_UTF8, BROKEN, NOT_AN_OBJECT)  # listed in rejects.jsonl
-REASONS = (
-    BLANK,
-    *UNREADABLE,
-    NO_TITLE,
-    MARKUP_TITLE,
-    NO_CONTENT,
-    SAME_AS_TITLE,
-    TOO_SHORT,
-    DUPLICATE,
-    NEAR_DUPLICATE,
-)
-
 START_BYTES = 200  # of a record that cannot be read, for rejects.jsonl
 BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
 FIELDS_SAMPLE = 200  # records that are looked at to choose the fields
-EXAMPLES = 10  # before and after cleaning, for the report
-EXAMPLE_CHARS = 600
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would build the encoder anew for each line
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is made of the inputs; the same options and inputs give the same bytes."""
-
-    val_share: float = 0.04  # of the titles
-    test_share: float = 0.07  # of the titles
-    min_content_chars: int = 20  # after cleaning
-    drop_near_duplicates: bool = True  # of those near to one another the first is kept
-    fields: Fields = Fields()  # those that the user named
-    encoding: str | None = None  # of the inputs; None: UTF-8, or UTF-16 where a byte-order mark says so
-    catalogue: bool = True  # make catalogue.sqlite
-    report: bool = False  # make report.md and report.html (loads matplotlib)
-    tokenizer: str | None = None  # folder or hub id, counts tokens for the report; None: they are estimated
 
 
 @dataclass(frozen=True)
@@ -107,37 +74,10 @@ class Counts:
         return sum(self.kept.values())
 
 
-class Block(NamedTuple):
-    """Consecutive raw records of one source."""
-
-    source: Source
-    layout: Layout
-    fields: Fields
-    number: int  # of the first record in its source
-    before: int  # records of all inputs before the first
-    records: list[Raw]
-
-
-class Candidate(NamedTuple):
-    """A record that is good by itself; whether it is a duplicate remains to be seen."""
-
-    line: bytes  # as it will stand in its split
-    split: str
-    digest: bytes
-    example: tuple[bytes, str, str] | None  # digest, title and content before cleaning, when cleaning changed them
-
-
-class Judged(NamedTuple):
-    """What became of a block: for each record a candidate or the reason why it is none."""
-
-    outcomes: list[Candidate | str]
-    keys: object  # (candidates, BANDS + 1) uint64 as NumPy array, or None when near duplicates stay
-
-
 def prepare(
     inputs: list[Path],
     output_dir: Path,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
     *,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
@@ -151,6 +91,12 @@ def prepare(
     Raises DataError for what a user can put right in the data or the arguments, OSError for what the disk does.
     """
     _check(options, workers)
+    if options.catalogue:
+        check_fts5()
+    if options.report:
+        from text.report import token_counter, write_report  # loads matplotlib
+
+        counter = token_counter(options.tokenizer)  # now: a name that is wrong is said before the work
     sources = find_sources(inputs)
     output_dir.mkdir(parents=True, exist_ok=True)
     with together(output_dir, OUTPUTS) as paths:
@@ -174,10 +120,8 @@ def prepare(
             say("building the catalogue index ...")
             write_catalogue(paths["catalogue.sqlite"], paths["train.jsonl"])
         if options.report:
-            from text.report import write_report
-
             say("writing the report ...")
-            write_report(paths, report, examples, options.tokenizer)
+            write_report(paths, report, examples, counter)
     return counts
 
 
@@ -216,7 +160,7 @@ def _write_splits(
                     reasons[outcome] += 1
                     latin1 += outcome == NOT_UTF8 and looks_like_latin1(raw)
                     if outcome in UNREADABLE:
-                        rejects.write(_json_line(_reject(block.source, number, outcome, raw)))
+                        rejects.write(json_line(_reject(block.source, number, outcome, raw)))
     counts = Counts(lines, kept, reasons, latin1)
     assert counts.lines == counts.records + sum(counts.reasons.values()), counts
     return counts, [_example(line, *before) for _, before, line in sorted(examples, reverse=True)]
@@ -253,97 +197,8 @@ def _next_block(records: Iterator[Raw]) -> list[Raw]:
 
 def _names(records: list[Raw]) -> list[str]:
     """The keys of the first objects among raw JSON records."""
-    parsed = (_parse(raw) for raw in records[:FIELDS_SAMPLE])
+    parsed = (parse(raw) for raw in records[:FIELDS_SAMPLE])
     return [key for record in parsed if isinstance(record, dict) for key in record]
-
-
-def judge_block(block: Block, options: Options) -> Judged:
-    """What becomes of each record of a block, as far as it can be told without the other blocks."""
-    outcomes, contents, examples = [], [], []
-    for number, raw in enumerate(block.records, block.before + 1):
-        source = _parse(raw) if isinstance(raw, bytes) else _from_row(raw, block.layout.header)
-        record = source if isinstance(source, str) else read_record(source, block.fields, options.min_content_chars)
-        if isinstance(record, str):
-            outcomes.append(record)
-            continue
-        record["uid"] = record["uid"] or str(number)
-        before = tuple(_as_text(source.get(name)) for name in (block.fields.title, block.fields.content))
-        own_digest = digest_of(record)
-        if sum(map(len, before)) <= EXAMPLE_CHARS and _changed(before, record):
-            examples.append((own_digest, len(outcomes), before))
-        split = split_of(record["title"], options.val_share, options.test_share)
-        outcomes.append(Candidate(_json_line(record), split, own_digest, None))
-        contents.append(record["content"])
-    for _, i, before in heapq.nsmallest(EXAMPLES, examples):
-        outcomes[i] = outcomes[i]._replace(example=before)
-    keys = near_keys(contents) if contents and options.drop_near_duplicates else None
-    return Judged(outcomes, keys)
-
-
-def _parse(raw: bytes) -> dict | str:
-    """The object of a raw JSON record, or the reason why there is none."""
-    if isinstance(raw, TooLong):
-        return TOO_LONG
-    if not raw.strip():
-        return BLANK
-    try:
-        source = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return NOT_UTF8
-    except (ValueError, RecursionError):  # not JSON, a number of 4,300 digits; brackets nested too deep
-        return BROKEN
-    return source if isinstance(source, dict) else NOT_AN_OBJECT
-
-
-def _from_row(row: list[str], header: tuple[str, ...]) -> dict | str:
-    """The cells of a row by the names of their columns, or the reason why there are none."""
-    if not any(map(str.strip, row)):
-        return BLANK
-    try:
-        "".join(row).encode("utf-8")
-    except UnicodeEncodeError:
-        return NOT_UTF8
-    if len(row) > len(header):  # a delimiter inside a cell that was not quoted: which one, nobody can tell
-        return BROKEN
-    return dict(zip(header, row, strict=False))
-
-
-def read_record(source: dict, fields: Fields, min_content_chars: int) -> dict[str, str] | str:
-    """The cleaned record of a parsed one, {"uid", "title", "content"}, or the reason (one of REASONS) why it has none.
-
-    Needs no other record, so records can be read in any order and in any process. The uid is "" where there is none.
-    """
-    raw_title = _as_text(source.get(fields.title))
-    title = clean(raw_title)
-    if not title:
-        return MARKUP_TITLE if "<" in raw_title else NO_TITLE
-    content = clean(_as_text(source.get(fields.content)))
-    if not content:
-        return NO_CONTENT
-    if content.casefold() == title.casefold():
-        return SAME_AS_TITLE
-    if len(content) < min_content_chars:
-        return TOO_SHORT
-    return {"uid": clean(_as_text(source.get(fields.uid))), "title": title, "content": content}
-
-
-def _as_text(value: object) -> str:
-    """The text of a field: a string, a number (a book called 1984), or a list of those; anything else has none."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return " ".join(_as_text(item) for item in value if not isinstance(item, list))
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return str(value) if is_number else ""  # pandas writes NaN where a field is missing
-
-
-def split_of(title: str, val_share: float, test_share: float) -> str:
-    """The split of a title: from a hash, so it depends on no other record, and not on capitals or punctuation."""
-    letters = re.sub(r"\W+", " ", title.casefold()).strip()
-    position = int.from_bytes(digest(letters or title), "big") / 2**64  # uniform in [0, 1)
-    if position < test_share:
-        return "test"
-    return "val" if position < test_share + val_share else "train"
 
 
 # ---- what needs the records before
@@ -411,11 +266,6 @@ def looks_like_latin1(raw: Raw) -> bool:
     return len(letters) * 2 >= len(high) > 0
 
 
-def _changed(before: tuple[str, str], record: dict[str, str]) -> bool:
-    """Whether cleaning did more than to move white space."""
-    return "".join(" ".join(before).split()) != "".join(f"{record['title']}{record['content']}".split())
-
-
 def _keep_example(examples: list[tuple], candidate: Candidate) -> None:
     if candidate.example is None:
         return
@@ -433,10 +283,6 @@ def _reject(source: Source, number: int, reason: str, raw: Raw) -> dict[str, str
     start = raw if isinstance(raw, bytes) else ",".join(raw)[:START_BYTES].encode("utf-8", "surrogateescape")
     start = start[:START_BYTES].rstrip(b"\r\n").decode("utf-8", "backslashreplace")
     return {"input": source.name, "line": number, "reason": reason, "start": start}
-
-
-def _json_line(record: dict) -> bytes:
-    return _encode(record).encode("utf-8") + b"\n"
 
 
 def _check(options: Options, workers: int) -> None:

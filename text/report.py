@@ -11,7 +11,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +48,12 @@ _PIECE = re.compile(r"[A-Za-z]+|\d+|[^\x00-\x7f]|[^\sA-Za-z\d]+")
 OTHER_LANGUAGES = 1.45  # GPT-2's tokenizer was made from English: Portuguese takes that many more of its tokens
 
 
-def write_report(paths: dict[str, Path], report: dict, examples: list[dict], tokenizer: str | None) -> None:
+def write_report(paths: dict[str, Path], report: dict, examples: list[dict], counter: tuple[Callable, str]) -> None:
     """Write report.md and report.html of the splits in `paths`.
 
-    `report` is what report.json holds, `examples` are {"before", "after"}, `tokenizer` a folder or hub id, None for an
-    estimate. Raises DataError when the tokenizer cannot be loaded.
+    `report` is what report.json holds, `examples` are {"before", "after"}, `counter` comes from `token_counter`.
     """
-    count, how = token_counter(tokenizer)
+    count, how = counter
     files = [paths[f"{split}.jsonl"] for split in report["kept"]]
     stride = max(1, math.ceil(sum(report["kept"].values()) / SAMPLE))
     sample = [record for i, line in enumerate(_lines(files)) if i % stride == 0 for record in [json.loads(line)]]
@@ -106,9 +105,10 @@ def language_of(text: str) -> str:
     return best if scores[best] > 1 else "not clear"
 
 
-def token_counter(tokenizer: str | None):
+def token_counter(tokenizer: str | None) -> tuple[Callable, str]:
     """(records, their languages) -> tokens of each with prompt and end token; and the way they are counted, in words.
 
+    `tokenizer`: a folder or hub id, None for an estimate.
     Raises DataError when the tokenizer cannot be loaded.
     """
     if tokenizer is None:
