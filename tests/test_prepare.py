@@ -342,7 +342,7 @@ def script(*args, cwd: Path) -> subprocess.CompletedProcess:
     """data_prep.py as a person runs it; its stderr is no terminal, so it shows no bar."""
     command = [sys.executable, str(ROOT / "data_prep.py"), *map(str, args)]
     environment = {**os.environ, "PYTHONWARNDEFAULTENCODING": ""}  # matplotlib opens a file without naming its encoding
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False)
 
 
 def test_script_prints_where_the_lines_went_and_what_to_do_next(tmp_path):
@@ -392,7 +392,7 @@ def started(folder: Path, *args) -> subprocess.Popen:
     """data_prep.py reading from a pipe that stays open, past its first block."""
     command = [sys.executable, str(ROOT / "data_prep.py"), "-", "--no_report", *args]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=folder, **pipes)
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes)
     process.stdin.write(b"".join(product(number) + b"\n" for number in range(8000)))
     process.stdin.flush()
     assert b'title from "title"' in process.stdout.readline()
@@ -403,7 +403,7 @@ def started(folder: Path, *args) -> subprocess.Popen:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_in_the_middle_is_exit_130_and_no_half_file(tmp_path, workers):
     process = started(tmp_path, "--workers", workers)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal interrupts the workers too, here while they start
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert b"no half-written file" in said
