@@ -281,6 +281,7 @@ def test_any_bytes_in_any_format_are_accounted_for(tmp_path_factory, lines, name
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 200), st.sampled_from(["a.json", "a.csv", "a", "a.gz", "a.zip"]))
+@example(b"\r", 1, "a.csv")  # a table whose first row is blank
 def test_damaged_and_random_files_are_a_sentence_or_an_account(tmp_path_factory, noise, at, name):
     folder = tmp_path_factory.mktemp("noise")
     data = bytearray({"a.gz": INPUTS["trn.json.gz"], "a.zip": INPUTS["shop.zip"]}.get(name, noise))

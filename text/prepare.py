@@ -178,7 +178,7 @@ def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[
             number, fields = layout.first, None
             while block := _next_block(records):
                 if fields is None:
-                    names = layout.header or _names(block)
+                    names = layout.header if layout.kind == "table" else _names(block)
                     fields = choose_fields(names, options.fields)
                     say(f"{source}: {describe(fields, names)}")
                 yield Block(source, layout, fields, number, before, block)
