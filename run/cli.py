@@ -15,6 +15,10 @@ from typing import NoReturn
 DISK = 6
 INTERRUPTED = 130
 
+# On Windows the Fortran runtime in numpy's and torch's MKL ends the process at Ctrl-C, before Python hears of it. It
+# reads this as it is loaded, and every script imports this module before them.
+os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
+
 
 class UsageError(ValueError):
     """The arguments cannot be used as they are."""
