@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from run.cli import UsageError
-from run.log import read_metrics
+from run.log import read_metrics, size
 
 MANIFEST = "manifest.json"
 CONFIG = "train_config.json"
@@ -336,7 +336,7 @@ def check_free_space(folder: Path, needed: int) -> int:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskFull(
-            f"{existing}: {free / 2**30:.1f} GB free, and saving this model takes {needed / 2**30:.1f} GB. "
+            f"{existing}: {size(free)} free, and saving this model takes {size(needed)}. "
             "Free some space, or choose another disk with --output_dir."
         )
     return free
