@@ -260,7 +260,6 @@ def main(command: Command) -> int:
     if ranks.is_main:
         with whole_folder(run / "final") as folder:
             save(folder)
-    ranks.close()
     print(f"\nSaved {run / 'final'}. Three titles that were never trained on:")
     for title in titles:
         print(f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}")

@@ -115,19 +115,16 @@ class Ranks:
         if self.size == 1:
             return lambda loss_sum: None
         with lost_rank_is_a_sentence():
-            closing = DistributedDataParallel(_Closing(model), broadcast_buffers=False)
-            closing.register_comm_hook(None, _sum_bucket)
+            closing = DistributedDataParallel(_Closing(model))
 
         def sum_gradients(loss_sum: Tensor) -> None:
             with lost_rank_is_a_sentence():
                 closing().backward()
+                # The mean over the ranks, made a sum again: the loss is already divided by the tokens of all ranks.
+                torch._foreach_mul_([p.grad for p in model.parameters() if p.requires_grad], self.size)
                 dist.all_reduce(loss_sum)
 
         return sum_gradients
-
-    def close(self) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
 
 
 class _Closing(torch.nn.Module):
@@ -150,8 +147,3 @@ class _Zero(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         return tuple(gradient.new_zeros(()).expand(shape) for shape in ctx.shapes)  # takes no memory
-
-
-def _sum_bucket(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """The sum, where DistributedDataParallel would take the mean: the loss is already divided by all tokens."""
-    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
