@@ -49,6 +49,7 @@ from run.checkpoint import (
     remove_old_checkpoints,
     run_of,
     save_checkpoint,
+    seed_random_state,
     versions,
     whole_folder,
     write_json,
@@ -176,7 +177,7 @@ def main(command: Command) -> int:
             write_json(run / "train_config.json", saved | {"ranks": ranks.size})
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
-    torch.manual_seed(config.seed + ranks.rank)
+    seed_random_state(config.seed + ranks.rank)
     at = load_training_state(checkpoint, model, optimizer, scaler, ranks.rank) if checkpoint else Counters()
     done = at.step
     sums = torch.tensor([at.loss_sum, at.supervised], dtype=torch.float64, device=machine.device)

@@ -204,6 +204,12 @@ def read_json(path: Path):
 # -- the training state -----------------------------------------------------------------------------------------------
 
 
+def seed_random_state(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def random_state() -> dict[str, torch.Tensor]:
     """Every generator of this process that a model may draw from."""
     kind, keys, position, has_gauss, cached = np.random.get_state()

@@ -9,7 +9,7 @@ import torch
 from conftest import RECORDS, logged, stopped_at, write_data
 from safetensors.torch import load_file
 
-from run.checkpoint import DamagedCheckpoint, DiskFull, checkpoints_of, verify
+from run.checkpoint import DamagedCheckpoint, DiskFull, checkpoints_of, seed_random_state, verify
 from run.cli import INTERRUPTED, UsageError
 from run.finite import FiniteCheck, NonFiniteLoss
 
@@ -43,7 +43,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, data, gpt2_folde
     assert train("--run_name", "whole", *options) == 0
     with stopped_at(min(stop, steps - 1)):
         assert train("--run_name", "parts", *options) == INTERRUPTED
-    torch.manual_seed(12345)
+    seed_random_state(12345)
     assert train("--resume", runs / "parts") == 0
     assert_same_run(runs / "whole", runs / "parts")
 
