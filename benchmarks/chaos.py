@@ -85,14 +85,18 @@ def kill_and_resume(folder: Path, name: str, seconds: float, chance: random.Rand
     process = start_run(folder, name)
     for _ in range(chance.randint(1, 2)):
         # The first half of a run's time is imports; four of five kills fall into the training itself.
+        in_a_save = chance.random() < 0.5
         wait = chance.uniform(0, 1) if chance.random() < 0.2 else chance.uniform(0.45, 1.0)
         try:
             process.wait(wait * seconds)
         except subprocess.TimeoutExpired:
+            while in_a_save and process.poll() is None and not any(run.glob(".checkpoint-*.tmp")):
+                time.sleep(0.0005)  # until the next save has begun
+        if process.poll() is None:
             process.kill()
             process.wait()
             seen["kills"] += 1
-        seen["inside a save"] += any(run.glob(".checkpoint-*.tmp")) or any(run.glob(".final.*"))
+            seen["inside a save"] += any(path.is_dir() for path in run.glob(".*.tmp")) or any(run.glob(".*.old"))
         for checkpoint in [*checkpoints_of(run), *run.glob("final")]:
             verify(checkpoint)
         process = start(folder, "--resume", run) if (run / "train_config.json").exists() else start_run(folder, name)
