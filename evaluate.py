@@ -40,7 +40,7 @@ from model.attention import use_flat_attention, use_padded_attention
 from model.load import load_model, load_tokenizer
 from model.loss import mean_loss
 from model.sample import Sampling, generate
-from run.checkpoint import CONFIG, base_model_of, find_run, read_json, weights_of, write_json
+from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of, write_json
 from run.config import TrainConfig, from_json
 from run.device import Machine, pick_machine
 from text.answer import decode
@@ -66,7 +66,7 @@ ROWS = [
 
 def main(options) -> int:
     run = find_run(options.run, options.output_dir)
-    config = from_json(read_json(run / CONFIG)["options"], str(run / CONFIG))
+    config = from_json(read_run(run)["options"], str(run / CONFIG))
     data = options.data_dir or Path(config.data_dir)
     file = RecordFile(data / f"{options.split}.jsonl")
     records = [file[i] for i in range(min(len(file), options.max_samples))]

@@ -7,7 +7,7 @@
 This file is the whole of it, in the order in which it happens: configuration, data, model, optimizer, plan, loop, end.
 """
 
-from run.config import Command, from_json, parse_train, to_json, with_model_defaults
+from run.config import Command, parse_train, resumed, to_json, with_model_defaults
 
 if __name__ == "__main__":
     COMMAND = parse_train()  # before torch is imported, so that --help answers at once
@@ -18,46 +18,21 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import transformers
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
-from model.load import (
-    POCKET,
-    POCKET_VOCABULARY,
-    check_window,
-    choose_model,
-    load_model,
-    load_tokenizer,
-    pocket_model,
-    save_model,
-)
 from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
-from run.checkpoint import (
-    check_free_space,
-    load_training_state,
-    new_run,
-    read_json,
-    remove_old_checkpoints,
-    resume_point,
-    save_training_state,
-    verify,
-    whole_folder,
-    write_json,
-)
+from run import checkpoint as runs
+from run import memory
 from run.cli import INTERRUPTED, UsageError, run_script
 from run.device import peak_memory, pick_machine
+from run.finite import FiniteCheck
+from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
-from run.memory import (
-    free_memory,
-    get_random_state,
-    plan_memory,
-    set_random_state,
-    smaller_micro_batch,
-    stay_on_the_card,
-)
+from run.ranks import start_ranks
 from run.stop import StopRequest
 from text.answer import decode
 from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
@@ -72,37 +47,43 @@ EXAMPLE_CATALOGUE = Path(__file__).parent / "examples" / "catalogue.json.gz"
 
 def main(command: Command) -> int:
     # ---- configuration: a resumed run brings its own options, and what the user names now comes on top
-    config, run, checkpoint = command.config, None, None
+    config, run, checkpoint, ranks = command.config, None, None, start_ranks()
     if command.resume is not None:
-        run, checkpoint = resume_point(command.resume, Path(config.output_dir))
-        config = replace(from_json(read_json(run / "train_config.json")["options"], str(run)), **command.given)
+        run = ranks.from_main(lambda: runs.run_of(command.resume, Path(config.output_dir)))
+        saved = runs.read_run(run)
+        config = resumed(saved["options"], command.given, str(run))
+        _lock = RunLock(run) if ranks.is_main and not command.dry_run else None  # held until main ends
+        checkpoint = ranks.from_main(lambda: runs.find_checkpoint(command.resume, run))
     machine = pick_machine(config.device, config.precision)
     device = machine.device
-    name, reason = choose_model(config.model_name_or_path, has_gpu=device.type == "cuda")
-    config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == POCKET)
+    name, reason = ranks.from_main(lambda: models.choose_model(config.model_name_or_path, device.type == "cuda"))
+    config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == models.POCKET)
 
     # ---- data: three JSONL files, read from disk as they are needed
     data = Path(config.data_dir)
-    settle(data)
-    if config.data_dir == "data" and not (data / "train.jsonl").exists():
+    ranks.from_main(lambda: settle(data))
+    if ranks.from_main(lambda: config.data_dir == "data" and not (data / "train.jsonl").exists()):
         print(f"No prepared data in {data}: preparing the bundled example catalogue. Yours: python data_prep.py FILE")
-        prepare([EXAMPLE_CATALOGUE], data)
+        ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], data))
     train_file, val_file = RecordFile(data / "train.jsonl"), RecordFile(data / "val.jsonl", may_be_empty=True)
+    fingerprints = {"train.jsonl": train_file.fingerprint(), "val.jsonl": val_file.fingerprint()}
+    if run and saved["data"] != fingerprints:
+        changed = ", ".join(name for name in fingerprints if saved["data"].get(name) != fingerprints[name])
+        raise UsageError(f"{run} is trained on another {changed} than the one in {data}: point --data at that one.")
 
     # ---- model, tokenizer and template: from the checkpoint, from the hub or a folder, or from nothing
-    if checkpoint:
-        verify(checkpoint)
-        model, tokenizer = load_model(checkpoint, config.dropout), load_tokenizer(checkpoint)
-        template = load_template(checkpoint)
-    elif name == POCKET:
+    if weights := checkpoint or (run / "base" if run and name == models.POCKET else None):
+        model, tokenizer = models.load_model(weights, config.dropout), models.load_tokenizer(weights)
+        template = load_template(weights)
+    elif name == models.POCKET:
         template = QA
         some = islice(train_file, 50_000)
         texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
-        tokenizer = train_bpe(texts, POCKET_VOCABULARY)
-        model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
+        tokenizer = train_bpe(texts, models.POCKET_VOCABULARY)
+        model = models.pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
     else:
-        template, model, tokenizer = QA, load_model(name, config.dropout), load_tokenizer(name)
-    check_window(model.config, config.max_length, name)
+        template, model, tokenizer = QA, models.load_model(name, config.dropout), models.load_tokenizer(name)
+    models.check_window(model.config, config.max_length, name)
     tokenizer.chat_template = template.chat_template()
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     check_flat_loss(model.to(device), sample_batch().to(device), name)
@@ -123,14 +104,16 @@ def main(command: Command) -> int:
         with machine.autocast():
             return summed_loss(model, blank_batch(2, tokens // 2).to(device))
 
-    memory, available = plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe), free_memory(device)
-    stay_on_the_card(device)
+    needs = memory.plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe)
+    available = memory.free_memory(device)
+    memory.stay_on_the_card(device)
     step_tokens = config.records_per_step * config.max_length
-    fitting = memory.largest_micro_batch(available, config.max_length, at_most=step_tokens)
+    fitting = needs.largest_micro_batch(available, config.max_length, at_most=step_tokens)
     micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, 4096))
 
     # ---- plan
-    epoch_steps = steps_per_epoch(len(train_file), config.records_per_step)
+    records_per_step = config.records_per_step * (saved["ranks"] if run else ranks.size)
+    epoch_steps = steps_per_epoch(len(train_file), records_per_step)
     total_steps = config.max_steps or math.ceil(config.num_train_epochs * epoch_steps)
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
@@ -141,14 +124,15 @@ def main(command: Command) -> int:
         raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
     tokens_a_record = sum(len(row.ids) for row in sample) / len(sample)
     checkpoint_bytes = 12 * parameters  # fp32 weights and the two moments of AdamW
-    free = check_free_space(Path(config.output_dir), (config.save_total_limit + 2) * checkpoint_bytes)
+    kept = config.save_total_limit + config.load_best_model_at_end
+    free = runs.check_free_space(Path(config.output_dir), runs.disk_needed(checkpoint_bytes, kept))
     plan = [
         ("model", f"{name} ({reason}), {short(parameters)} parameters"),
         ("device", f"{machine.name}, {machine.precision}"),
         ("records", f"{len(train_file):,} in {data / 'train.jsonl'}, {len(val_records):,} to validate on"),
-        ("steps", f"{total_steps:,} of {config.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
-        ("tokens", f"about {short(tokens_a_record * config.records_per_step * total_steps)} in all"),
-        ("memory", memory.sentence(micro_batch_tokens, step_tokens, available)),
+        ("steps", f"{total_steps:,} of {records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
+        ("tokens", f"about {short(tokens_a_record * records_per_step * total_steps)} in all"),
+        ("memory", needs.sentence(micro_batch_tokens, step_tokens, available)),
         ("checkpoint", f"{size(checkpoint_bytes)}, {size(free)} free on the disk"),
     ]
     print(table(plan + [("note", machine.hint)] if machine.hint else plan))
@@ -157,110 +141,130 @@ def main(command: Command) -> int:
 
     # ---- run folder: what "before" means is kept, so that before and after can be compared at any time
     def save(folder: Path) -> None:
-        save_model(model, tokenizer, folder)
+        models.save_model(model, tokenizer, folder)
         template.save(folder)
 
     def describe(titles: list[str]) -> list[str]:
         use_padded_attention(model)
-        answers = generate(model, encoder.prompts(titles), tokenizer.eos_token_id, Sampling(greedy=True))
+        prompts = encoder.prompts(titles)
+        answers = generate(model, ranks.share(prompts), tokenizer.eos_token_id, Sampling(greedy=True))
         use_flat_attention(model)
-        return [decode(tokenizer, answer.ids) for answer in answers]
+        return ranks.collect([decode(tokenizer, answer.ids) for answer in answers])
 
     test_file = RecordFile(data / "test.jsonl", may_be_empty=True)
     shown = min(3, len(test_file))
     titles = [test_file[len(test_file) * i // shown]["title"] for i in range(shown)]
     if run is None:
-        run = new_run(Path(config.output_dir), config.run_name, name)
-        if name == POCKET:
-            with whole_folder(run / "base") as folder:
+        run = ranks.from_main(lambda: runs.new_run(Path(config.output_dir), config.run_name, name))
+        _lock = RunLock(run) if ranks.is_main else None
+        before = dict(zip(titles, describe(titles), strict=True))
+        if ranks.is_main and name == models.POCKET:
+            with runs.whole_folder(run / "base") as folder:
                 save(folder)
-        write_json(run / "before.json", dict(zip(titles, describe(titles), strict=True)))
-        base = "base" if name == POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        write_json(run / "train_config.json", {"options": to_json(config), "base_model": base, "versions": versions})
+        base = "base" if name == models.POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
+        saved = {"options": to_json(config), "base_model": base, "versions": runs.versions(), "data": fingerprints}
+        if ranks.is_main:  # the options last: with them it is a run that can be resumed
+            runs.write_json(run / "before.json", before)
+            runs.write_json(run / "train_config.json", saved | {"ranks": ranks.size})
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
-    done, loss_sum, supervised = 0, torch.zeros((), device=device), 0
-    if checkpoint:
-        counters = load_training_state(checkpoint, model, optimizer, scaler)
-        done, supervised = counters["step"], counters["supervised"]
-        loss_sum += counters["loss_sum"]
-    else:
-        torch.manual_seed(config.seed)
-    first_step = done
-    metrics = MetricsFile(run / "metrics.jsonl", resumed_at=done)
-    steps = records_of_steps(train_file, config.records_per_step, config.seed, first_step, total_steps)
-    batches = step_batches(steps, encoder, micro_batch_tokens)
+    runs.seed_random_state(config.seed + ranks.rank)
+    at = runs.load_training_state(checkpoint, model, optimizer, scaler, ranks.rank) if checkpoint else runs.Counters()
+    done = at.step
+    sums = torch.tensor([at.loss_sum, at.supervised], dtype=torch.float64, device=device)
+    finite = FiniteCheck(run, config.max_skipped_steps, at.skipped_steps, at.skipped_in_a_row)
+    metrics = MetricsFile(run / "metrics.jsonl", resumed_at=done) if ranks.is_main else None
+    steps = records_of_steps(train_file, records_per_step, config.seed, done, total_steps)
+    if checkpoint and "micro_batch_tokens" not in command.given:
+        micro_batch_tokens = at.micro_batch_tokens
+    batches = step_batches(steps, encoder, micro_batch_tokens, ranks.rank, ranks.size)
+    sum_gradients = ranks.gradient_sum(model)
     stop, watch = StopRequest(), Stopwatch()
     print(f"\nTraining into {run}. Ctrl-C saves and stops.")
 
     # ---- loop: one turn is one optimizer step
     model.train()
-    for batch in tqdm(batches, desc="training", total=total_steps, initial=done, leave=False, disable=None):
+    quiet = None if ranks.is_main else True  # None: where there is a terminal
+    for batch in tqdm(batches, desc="training", total=total_steps, initial=done, leave=False, disable=quiet):
         schedule = config.lr_scheduler_type
         learning_rate = learning_rate_at(done, total_steps, warmup_steps, config.learning_rate, schedule)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        random_state = get_random_state(device)
+        random_state = memory.get_random_state(device)
         while True:
-            micro_batches, step_loss = batch.micro_batches(micro_batch_tokens), torch.zeros((), device=device)
+            micro_batches, loss_sum = batch.micro_batches(micro_batch_tokens), torch.zeros((), device=device)
             try:
                 for micro_batch in micro_batches:
                     with machine.autocast():
                         loss = summed_loss(model, micro_batch.to(device))
                     scaler.scale(loss / max(1, batch.supervised)).backward()
-                    step_loss += loss.detach()
+                    loss_sum += loss.detach()
                 break
             except RuntimeError as error:
                 records_each = len(batch.rows) / len(micro_batches)
-                micro_batch_tokens = smaller_micro_batch(error, micro_batch_tokens, records_each)
+                micro_batch_tokens = memory.smaller_micro_batch(error, micro_batch_tokens, records_each)
             tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time. The result stays the same.")
             # the same step again, from its start
             optimizer.zero_grad(set_to_none=True)
-            set_random_state(random_state, device)
-        loss_sum += step_loss
+            memory.set_random_state(random_state, device)
+        sum_gradients(loss_sum)  # over the ranks, if there are several
         scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+        finite.guard(optimizer, scaler, loss_sum, grad_norm, done + 1, batch.uids)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        done, supervised = done + 1, supervised + batch.supervised
-        last = done == total_steps
+        done += 1
+        sums += torch.where(loss_sum.isfinite(), torch.stack([loss_sum, sums.new_tensor(batch.supervised)]), 0.0)
+        last, stopping = done == total_steps, ranks.any(stop.asked)
 
         if done % config.logging_steps == 0 or done % config.eval_steps == 0 or done in (1, 10) or last:
+            finite.settle()
+            total, supervised = sums.tolist()
             entry = {
                 "step": done,
                 "epoch": done / epoch_steps,
-                "loss": loss_sum.item() / max(1, supervised),  # nats per supervised token since the last entry
+                "loss": total / supervised if supervised else math.nan,  # nats per supervised token since last time
                 "grad_norm": grad_norm.item(),  # of this step, before clipping
                 "learning_rate": learning_rate,
+                "skipped_steps": finite.skipped,  # since the start
                 "answer_tokens_per_second": supervised / watch.lap(),
-                "eta_seconds": eta_seconds(done - first_step, total_steps - first_step, watch.total),
+                "eta_seconds": eta_seconds(done - at.step, total_steps - at.step, watch.total),
                 "peak_memory_bytes": peak_memory(device),
             }
             if val_batches and (done % config.eval_steps == 0 or last):
+                mine = ranks.share(val_batches)
                 with watch.paused(), machine.autocast():
-                    entry["val_loss"] = mean_loss(model.eval(), val_batches)
+                    tokens = sum(len(batch.targets) for batch in mine)
+                    entry["val_loss"] = ranks.mean(mean_loss(model.eval(), mine), weight=tokens)
                 model.train()
-            metrics.write(entry)
-            tqdm.write(progress_line(entry, total_steps))
-            loss_sum.zero_()
-            supervised = 0
-        if done % config.save_steps == 0 or last or stop.asked:
-            with watch.paused(), whole_folder(run / f"checkpoint-{done}") as folder:
-                save(folder)
-                counters = {"step": done, "loss_sum": loss_sum.item(), "supervised": supervised}
-                save_training_state(folder, model, optimizer, scaler, counters)
-            remove_old_checkpoints(run, config.save_total_limit, newest=run / f"checkpoint-{done}")
-        if stop.asked and not last:
+            if ranks.is_main:
+                metrics.write(entry)
+                tqdm.write(progress_line(entry, total_steps))
+            sums.zero_()
+        if done % config.save_steps == 0 or last or stopping:
+            finite.settle()
+            at_step = runs.Counters(done, *sums.tolist(), finite.skipped, finite.in_a_row, micro_batch_tokens)
+            states = ranks.gather(runs.random_state())
+            if ranks.is_main:
+                with watch.paused():
+                    moments = runs.optimizer_tensors(model, optimizer)
+                    newest = runs.save_checkpoint(run, save, moments, states, scaler, at_step)
+                    runs.remove_old_checkpoints(run, newest, config.save_total_limit, config.load_best_model_at_end)
+        if stopping and not last:
             print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")
             return INTERRUPTED
 
     # ---- end: the finished model, and three held-out titles before and after
-    with whole_folder(run / "final") as folder:
-        save(folder)
+    best = ranks.from_main(lambda: runs.best_checkpoint(run)) if config.load_best_model_at_end else None
+    if best:
+        model.load_state_dict(models.load_model(best).state_dict())
+        print(f"The validation loss was lowest at {best.name}: that is the final model.")
     model.eval()
-    before, after = read_json(run / "before.json"), dict(zip(titles, describe(titles), strict=True))
+    before, after = runs.read_json(run / "before.json"), dict(zip(titles, describe(titles), strict=True))
+    if ranks.is_main:
+        with runs.whole_folder(run / "final") as folder:
+            save(folder)
     print(f"\nSaved {run / 'final'}." + (" Titles that were never trained on:" if titles else ""))
     for title in titles:
         print(f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}")

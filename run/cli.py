@@ -9,11 +9,16 @@ import difflib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 DISK = 6
 INTERRUPTED = 130
+
+# On Windows the Fortran runtime in numpy's and torch's MKL ends the process at Ctrl-C, before Python hears of it. It
+# reads this as it is loaded, and every script imports this module before them.
+os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
 
 
 class UsageError(ValueError):
@@ -86,8 +91,17 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
         elif isinstance(error, OSError):
             code = DISK
             print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)
+        elif "TORCHELASTIC_RUN_ID" in os.environ:
+            code = 1
+            traceback.print_exc()
         else:
             raise
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Under torchrun nothing is taken down: gloo's threads want the interpreter for their last tensors while
+        # their destructor, which holds it, waits for them (seen in torch 2.13, one exit in three).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code or 0)
 
 

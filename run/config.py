@@ -3,6 +3,7 @@
 A value is taken from the command line, else from the run that is resumed, else from the recipe, else from here.
 """
 
+import argparse
 import math
 import tomllib
 import typing
@@ -12,6 +13,12 @@ from pathlib import Path
 from run.cli import Parser, UsageError, did_you_mean
 
 NEWEST = ""  # what --resume without a value means
+
+# What may be named anew on --resume: where things are, what is said and saved, how much is computed at once, how long.
+# Anything else would make it another run.
+CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
+CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
+CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps"}
 
 
 def option(default, help: str, *names: str, choices: tuple[str, ...] | None = None, at_least: float | None = None):
@@ -56,15 +63,27 @@ class TrainConfig:
     eval_steps: int = option(500, "steps between two validations", at_least=1)
     max_eval_samples: int = option(500, "records of val.jsonl that are validated on", at_least=1)
     save_steps: int = option(500, "steps between two checkpoints", at_least=1)
-    save_total_limit: int = option(1, "checkpoints that are kept", at_least=1)
+    save_total_limit: int = option(1, "checkpoints that are kept; only the newest with AdamW's moments", at_least=1)
+    load_best_model_at_end: bool = option(
+        False, "keep the checkpoint with the lowest validation loss too, and make it the final model"
+    )
+    max_skipped_steps: int = option(
+        10, "steps in a row that may be skipped because a number in them is not finite", at_least=1
+    )
 
     def __post_init__(self):
         for f in fields(self):
             value, least, choices = getattr(self, f.name), f.metadata["at_least"], f.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"{f.name}: {value!r} is not one of {', '.join(choices)}.")
-            if least is not None and value is not None and not least <= value < math.inf:
-                raise UsageError(f"{f.name}: {value} is {'less than ' + str(least) if value < least else 'no number'}.")
+            if least is not None and value is not None and not value >= least:
+                raise UsageError(f"{f.name}: {value} is less than {least}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{f.name}: {value} is not finite.")
+        if abs(self.seed) >= 2**63:
+            raise UsageError(f"seed: {self.seed} has more than 64 bits.")
+        if self.load_best_model_at_end and self.save_steps % self.eval_steps:
+            raise UsageError("load_best_model_at_end: save_steps should be a multiple of eval_steps.")
         if self.warmup_ratio > 1 or self.dropout >= 1:
             raise UsageError("warmup_ratio is a share of at most 1, dropout one below 1.")
         if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):
@@ -93,6 +112,10 @@ def parse_train(args: list[str] | None = None) -> Command:
         description="Train a small language model to describe products.",
     )
     for f in fields(TrainConfig):
+        if value_type(f.name) is bool:
+            text = f.metadata["help"]
+            parser.add_argument(f"--{f.name}", *f.metadata["names"], action=argparse.BooleanOptionalAction, help=text)
+            continue
         parser.add_argument(
             f"--{f.name}",
             *f.metadata["names"],
@@ -130,7 +153,7 @@ def read_recipe(path: Path) -> dict:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror}. The ready ones are in recipes/.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"recipe {path} is not valid TOML: {error}") from None
     return {name: checked(name, value, f"recipe {path}") for name, value in recipe.items()}
 
@@ -174,4 +197,18 @@ def to_json(config: TrainConfig) -> dict:
 
 def from_json(values: dict, where: str) -> TrainConfig:
     """The options saved in a run. Raises `UsageError` on anything that this version does not know."""
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} holds no options.")
     return TrainConfig(**{name: checked(name, value, where) for name, value in values.items()})
+
+
+def resumed(saved: dict, given: dict, where: str) -> TrainConfig:
+    """A run's own options, and on top what the user named now. Raises `UsageError` naming what cannot be changed."""
+    config = from_json(saved, where)
+    for name, value in given.items():
+        if name not in CHANGEABLE and value != getattr(config, name):
+            raise UsageError(
+                f"{where} is trained with --{name} {getattr(config, name)}, and you named {value}: that would be "
+                "another run. Leave the option out, or start a new run without --resume."
+            )
+    return replace(config, **given)

@@ -46,9 +46,10 @@ def pick_machine(device: str = "auto", precision: str = "auto") -> Machine:
 
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise EnvironmentFault("This GPU has no bf16. Leave --precision at auto: fp16 is as good here.")
-    properties = torch.cuda.get_device_properties(0)
+    index = torch.cuda.current_device()  # under torchrun each process has chosen its own
+    properties = torch.cuda.get_device_properties(index)
     name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
-    return Machine(torch.device("cuda", 0), "fp16" if precision == "auto" else precision, name)
+    return Machine(torch.device("cuda", index), "fp16" if precision == "auto" else precision, name)
 
 
 def why_no_cuda() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -104,24 +105,36 @@ class Stopwatch:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, appended and flushed at once."""
+    """metrics.jsonl: one JSON object a line, on the disk as soon as it is written."""
 
     def __init__(self, path: Path, resumed_at: int = 0):
-        """Lines past step `resumed_at` belong to steps that will be done again, and go."""
+        """Lines past step `resumed_at` belong to steps that will be done again, and go; so do unreadable ones."""
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= resumed_at]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_at]
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8", newline="\n")
             temporary.replace(path)
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, entry: dict) -> None:
-        self._file.write(json.dumps(entry) + "\n")
+        """Numbers that JSON does not have (nan, inf) become null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
 
 
-def _step(line: str) -> float:
+def read_metrics(path: Path) -> list[dict]:
+    """The entries of metrics.jsonl that have a step; lines cut short or damaged by a power failure are left out."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [entry for entry in map(_entry, lines) if entry is not None]
+
+
+def _entry(line: str) -> dict | None:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # cut short by a power failure
-        return math.inf
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return None
+    return entry if isinstance(entry.get("val_loss", 0.0), int | float) else None

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 from run.cli import INTERRUPTED
 
@@ -17,7 +16,11 @@ class StopRequest:
                 signal.signal(getattr(signal, name), self._handle)
 
     def _handle(self, signum, frame) -> None:
-        if self.asked:
-            os._exit(INTERRUPTED)  # what is on the disk is whole at every moment
+        # A handler and no KeyboardInterrupt: nothing is torn out of a save. What a second signal leaves behind of one
+        # is a hidden folder; whatever bears its own name is whole at every moment.
+        if self.asked and "TORCHELASTIC_RUN_ID" not in os.environ:
+            os._exit(INTERRUPTED)
+        # torchrun passes on the signal that the terminal has already sent, and after 30 s kills by itself.
+        if not self.asked:
+            os.write(2, b"\nStopping after this step; everything will be saved. Once more to leave at once.\n")
         self.asked = True
-        print("\nStopping after this step; everything will be saved. Once more to leave at once.", file=sys.stderr)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -124,6 +125,25 @@ def train(tmp_path):
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_at(step: int):
+    """As if Ctrl-C were pressed during step `step` of what `train` runs."""
+    import train as script
+
+    class StopRequest:
+        def __init__(self):
+            self.asked_before = 0
+
+        @property
+        def asked(self) -> bool:  # the loop looks once a step
+            self.asked_before += 1
+            return self.asked_before >= step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "StopRequest", StopRequest)
+        yield
 
 
 def logged(run: Path) -> list[dict]:

@@ -1,28 +1,44 @@
 """Folders that are whole or absent, and the search for runs."""
 
+import errno
 import json
 import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_gpt2
+from conftest import ROOT, tiny_gpt2
+from safetensors import SafetensorError
 
 from run.checkpoint import (
+    Counters,
     DamagedCheckpoint,
     DiskFull,
+    best_checkpoint,
     check_free_space,
     checkpoints_of,
+    clear_leftovers,
+    find_checkpoint,
     find_run,
     load_training_state,
     new_run,
+    optimizer_tensors,
+    random_state,
+    read_run,
     remove_old_checkpoints,
-    resume_point,
+    run_of,
     save_training_state,
     verify,
     weights_of,
     whole_folder,
+    write_json,
 )
 from run.cli import UsageError
+from run.lock import RunLock, read_holder
 
 
 def test_a_folder_appears_whole_with_a_manifest(tmp_path):
@@ -33,24 +49,119 @@ def test_a_folder_appears_whole_with_a_manifest(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 
-def test_a_save_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path):
+FULL = {
+    "python": OSError(errno.ENOSPC, "No space left on device"),
+    "windows": OSError(22, "There is not enough space on the disk", None, 112),
+    "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FULL if kind != "windows" or os.name == "nt"])
+def test_a_save_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path, kind):
     with whole_folder(tmp_path / "a") as folder:
         (folder / "x").write_text("old", encoding="utf-8")
-    with pytest.raises(OSError), whole_folder(tmp_path / "a") as folder:
+    with pytest.raises(DiskFull, match="Free some space"), whole_folder(tmp_path / "a") as folder:
         (folder / "x").write_text("new", encoding="utf-8")
-        raise OSError(28, "No space left on device")
+        raise FULL[kind]
     assert (tmp_path / "a" / "x").read_text(encoding="utf-8") == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_damage_is_found(tmp_path, damage):
+def test_an_error_that_is_not_a_full_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "a"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def system_calls(monkeypatch, act, at: int | None) -> int:
+    """Let `act` work until its call number `at` to the disk, which fails for want of room; returns the calls made."""
+    calls = 0
+
+    def counted(function):
+        def wrapper(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "mkdir"), (Path, "write_text"), (Path, "replace"), (os, "fsync")):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        act()
+    return calls
+
+
+def test_a_disk_that_is_full_at_any_write_of_a_save_leaves_what_was_there(tmp_path, monkeypatch):
+    def save(text):
+        def act():
+            with whole_folder(tmp_path / "a") as folder:
+                (folder / "x").write_text(text, encoding="utf-8")
+                write_json(folder / "y.json", text)
+
+        return act
+
+    save("old")()
+    calls = system_calls(monkeypatch, save("old"), at=None)
+    assert calls > 10
+    for at in range(1, calls + 1):
+        with pytest.raises(DiskFull):
+            system_calls(monkeypatch, save("new"), at)
+        clear_leftovers(tmp_path)  # a sync that fails after the renames leaves the old folder under its hidden name
+        verify(tmp_path / "a")
+        # the very last call is the sync of the parent, after the new folder is in place
+        assert (tmp_path / "a" / "x").read_text(encoding="utf-8") == ("old" if at < calls else "new")
+        assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+def test_what_a_death_between_the_two_renames_leaves_is_put_right(tmp_path):
+    with whole_folder(tmp_path / "final") as folder:
+        (folder / "x").write_text("1", encoding="utf-8")
+    (tmp_path / "final").rename(tmp_path / ".final.old")
+    (tmp_path / ".final.77.tmp").mkdir()
+    clear_leftovers(tmp_path)
+    verify(tmp_path / "final")
+    assert {path.name for path in tmp_path.iterdir()} == {"final"}
+
+
+DAMAGES = ["flip", "cut", "remove", "empty"]
+
+
+def damage(file: Path, how: str, place: float = 0.5) -> None:
+    content = bytearray(file.read_bytes())
+    at = int(place * (len(content) - 1))
+    if how == "remove":
+        file.unlink()
+    elif how == "flip":
+        content[at] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[:at] if how == "cut" else b"")
+
+
+@pytest.mark.parametrize("name", ["x", "manifest.json"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_is_found(tmp_path, name, how):
     with whole_folder(tmp_path / "a") as folder:
         (folder / "x").write_bytes(b"0123456789")
-    file = tmp_path / "a" / "x"
-    file.unlink() if damage == "remove" else file.write_bytes(b"0123456780" if damage == "flip" else b"0123")
-    with pytest.raises(DamagedCheckpoint, match="x is missing or damaged"):
+    damage(tmp_path / "a" / name, how)
+    with pytest.raises(DamagedCheckpoint, match="missing or damaged"):
         verify(tmp_path / "a")
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "x").write_bytes(b"0123456789")
+    file = tmp_path / "a" / "manifest.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            with pytest.raises(DamagedCheckpoint):
+                verify(tmp_path / "a")
 
 
 def test_the_training_state_comes_back(tmp_path):
@@ -64,7 +175,8 @@ def test_the_training_state_comes_back(tmp_path):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     torch.manual_seed(5)
     stepped(model, optimizer)
-    save_training_state(tmp_path, model, optimizer, scaler, {"step": 3})
+    save_training_state(tmp_path, optimizer_tensors(model, optimizer), [random_state()], scaler, Counters(step=3))
+    drawn = random.random(), np.random.rand()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     stepped(model, optimizer)  # draws from the random state as it was saved
 
@@ -72,7 +184,8 @@ def test_the_training_state_comes_back(tmp_path):
     again.load_state_dict(weights)
     fresh = torch.optim.AdamW(again.parameters(), lr=0.1, fused=True)
     torch.manual_seed(99)
-    assert load_training_state(tmp_path, again, fresh, scaler)["step"] == 3
+    assert load_training_state(tmp_path, again, fresh, scaler) == Counters(step=3)
+    assert (random.random(), np.random.rand()) == drawn
     stepped(again, fresh)
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
@@ -85,9 +198,12 @@ def make_run(folder, *checkpoints, final=False, age=0):
     for file in folder.iterdir():
         os.utime(file, (1e9 - age, 1e9 - age))
     for step in checkpoints:
-        (folder / f"checkpoint-{step}").mkdir()
+        with whole_folder(folder / f"checkpoint-{step}") as checkpoint:
+            (checkpoint / "model.safetensors").write_text(str(step), encoding="utf-8")
+            (checkpoint / "optimizer.safetensors").write_text(str(step), encoding="utf-8")
     if final:
-        (folder / "final").mkdir()
+        with whole_folder(folder / "final") as last:
+            (last / "model.safetensors").write_text("final", encoding="utf-8")
     return folder
 
 
@@ -101,25 +217,100 @@ def test_the_newest_run_is_the_one_written_to_last(tmp_path):
         find_run(None, tmp_path / "empty")
 
 
+def names(run):
+    return [path.name for path in checkpoints_of(run)]
+
+
 def test_checkpoints_are_ordered_by_step_and_the_old_ones_go(tmp_path):
     run = make_run(tmp_path / "run", 1000, 5, 200)
     (run / ".checkpoint-9000.1.tmp").mkdir()  # a save that was killed
-    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-5", "checkpoint-200", "checkpoint-1000"]
-    assert resume_point("", tmp_path) == (run, run / "checkpoint-1000")
-    assert resume_point(str(run / "checkpoint-200"), tmp_path) == (run, run / "checkpoint-200")
-    remove_old_checkpoints(run, keep=2, newest=run / "checkpoint-1000")
-    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-200", "checkpoint-1000"]
-    remove_old_checkpoints(run, keep=1, newest=run / "checkpoint-200")  # resumed there, and just saved again
-    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-200"]
+    assert names(run) == ["checkpoint-5", "checkpoint-200", "checkpoint-1000"]
+    assert run_of("", tmp_path) == run_of(str(run / "checkpoint-200"), tmp_path) == run
+    assert find_checkpoint("", run) == run / "checkpoint-1000"
+    assert find_checkpoint(str(run / "checkpoint-200"), run) == run / "checkpoint-200"
+    remove_old_checkpoints(run, run / "checkpoint-1000", keep=2)
+    assert names(run) == ["checkpoint-200", "checkpoint-1000"]
+
+
+def test_only_the_newest_checkpoint_keeps_the_moments(tmp_path):
+    run = make_run(tmp_path / "run", 1, 2, 3)
+    remove_old_checkpoints(run, run / "checkpoint-3", keep=3)
+    assert [(path / "optimizer.safetensors").exists() for path in checkpoints_of(run)] == [False, False, True]
+    for checkpoint in checkpoints_of(run):
+        verify(checkpoint)
+
+
+def test_the_best_checkpoint_is_kept_when_asked(tmp_path):
+    run = make_run(tmp_path / "run", 1, 2, 3, 4, 5)
+    losses = {1: 3.0, 2: 1.5, 3: 2.0, 5: 1.7, 99: 0.1}  # 4 was not validated, 99 not saved
+    lines = [json.dumps({"step": step, "val_loss": loss}) for step, loss in losses.items()]
+    (run / "metrics.jsonl").write_text("\n".join(["{", *lines, '{"step": 4, "val_loss": "x"}', "[]"]), encoding="utf-8")
+    assert best_checkpoint(run) == run / "checkpoint-2"
+    remove_old_checkpoints(run, run / "checkpoint-5", keep=2, keep_best=True)
+    assert names(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+
+
+def test_checkpoints_of_steps_that_are_done_again_go(tmp_path):
+    """After a damaged newest one the run goes on from before it: by number the damaged one is still the newest."""
+    run = make_run(tmp_path / "run", 2, 4, 8)
+    remove_old_checkpoints(run, run / "checkpoint-4", keep=1)
+    assert names(run) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, how, capsys):
+    run = make_run(tmp_path / "run", 2, 4)
+    damage(run / "checkpoint-4" / "model.safetensors", how)
+    assert find_checkpoint("", run) == run / "checkpoint-2"
+    assert "checkpoint-4" in capsys.readouterr().err
+    with pytest.raises(DamagedCheckpoint):
+        find_checkpoint(str(run / "checkpoint-4"), run)
+    damage(run / "checkpoint-2" / "manifest.json", how)
+    with pytest.raises(DamagedCheckpoint, match="No checkpoint"):
+        find_checkpoint("", run)
 
 
 def test_final_weights_come_before_checkpoints(tmp_path):
-    run = make_run(tmp_path / "run", 10)
-    assert weights_of(run).name == "checkpoint-10"
-    (run / "final").mkdir()
-    assert weights_of(run).name == "final"
+    assert weights_of(make_run(tmp_path / "run", 10)).name == "checkpoint-10"
+    assert weights_of(make_run(tmp_path / "done", 10, final=True)).name == "final"
     with pytest.raises(UsageError, match="no saved weights"):
         weights_of(make_run(tmp_path / "other"))
+
+
+def test_one_run_has_one_writer(tmp_path):
+    lock = RunLock(tmp_path)
+    assert read_holder(tmp_path / "lock.json")["pid"] == os.getpid()
+    code = f"from pathlib import Path; from run.lock import RunLock; RunLock(Path({str(tmp_path)!r}))"
+    refused = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert f"Process {os.getpid()} is training into" in refused.stderr
+    del lock
+    assert not (tmp_path / "lock.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"started": 5.0}, {"pid": "?"}, {"pid": -1}])
+def test_a_stale_lock_is_taken_over_and_its_leftovers_go(tmp_path, change):
+    lock = RunLock(tmp_path)
+    # os.getppid() is alive, so the number alone would look like a holder
+    holder = read_holder(tmp_path / "lock.json") | {"pid": os.getppid(), "started": 5.0} | change
+    (tmp_path / ".checkpoint-3.9.tmp").mkdir()
+    del lock
+    (tmp_path / "lock.json").write_text(json.dumps(holder), encoding="utf-8")
+    _lock = RunLock(tmp_path)
+    assert read_holder(tmp_path / "lock.json")["pid"] == os.getpid()
+    assert {path.name for path in tmp_path.iterdir()} == {"lock.json"}
+
+
+def test_a_lock_of_another_machine_is_respected(tmp_path):
+    (tmp_path / "lock.json").write_text('{"pid": 1, "started": 5, "host": "elsewhere"}', encoding="utf-8")
+    with pytest.raises(UsageError, match="machine elsewhere"):
+        RunLock(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"options": 3}', "[" * 100_000, "\x00"])
+def test_a_damaged_run_file_is_a_sentence(tmp_path, text):
+    (tmp_path / "train_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DamagedCheckpoint, match="damaged"):
+        read_run(tmp_path)
 
 
 def test_a_run_is_never_overwritten(tmp_path):

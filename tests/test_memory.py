@@ -117,7 +117,7 @@ def test_the_step_that_is_done_again_draws_the_same_dropout(tmp_path, data, gpt2
     train("--run_name", "whole", *common)
     with monkeypatch.context() as patch:
         patch.setattr(script, "summed_loss", out_of_memory_once(script, 2 + 6))
-        patch.setattr(script, "smaller_micro_batch", one_failure_without_halving)
+        patch.setattr(script.memory, "smaller_micro_batch", one_failure_without_halving)
         train("--run_name", "recovered", *common)
     expected, got = (load_file(tmp_path / "runs" / r / "final" / "model.safetensors") for r in ("whole", "recovered"))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -152,7 +152,7 @@ def test_memory_that_cannot_suffice_is_said_before_the_first_step(tmp_path, gpt2
     import train as script
 
     write_data(tmp_path / "data", RECORDS)
-    monkeypatch.setattr(script, "free_memory", lambda device: 10_000)
+    monkeypatch.setattr(script.memory, "free_memory", lambda device: 10_000)
     with pytest.raises(OutOfMemory, match="--lora"):
         train("--model", gpt2_folder)
     assert not (tmp_path / "runs").exists()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import RECORDS, ROOT, logged, script, shared_assets, write_data
+from conftest import RECORDS, ROOT, logged, script, shared_assets, stopped_at, write_data
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -64,12 +64,9 @@ def test_a_resumed_run_is_the_same_run(tmp_path, data, gpt2_folder, train, dropo
     common = ("--model", gpt2_folder, "--dropout", dropout, "--logging_steps", 1, "--save_steps", 4)
     common += ("--per_device_train_batch_size", 2, "--micro_batch_tokens", 60, "--learning_rate", 1e-2)
     whole, parts = tmp_path / "runs" / "whole", tmp_path / "runs" / "parts"
-    assert train("--run_name", "whole", "--max_steps", 10, "--save_total_limit", 9, *common) == 0
-    assert train("--run_name", "parts", "--max_steps", 10, "--save_total_limit", 9, *common) == 0
-    # as if the power had failed after step 9: the newest whole checkpoint is that of step 8
-    for name in ("final/model.safetensors", "checkpoint-10/model.safetensors"):
-        (parts / name).unlink()
-    (parts / "checkpoint-10").rename(parts / "gone")
+    assert train("--run_name", "whole", "--max_steps", 10, *common) == 0
+    with stopped_at(8):
+        assert train("--run_name", "parts", "--max_steps", 10, *common) == INTERRUPTED
     assert train("--resume", parts) == 0
     expected, got = (load_file(run / "final" / "model.safetensors") for run in (whole, parts))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -77,19 +74,10 @@ def test_a_resumed_run_is_the_same_run(tmp_path, data, gpt2_folder, train, dropo
     assert [[e.get(k) for k in same] for e in logged(whole)] == [[e.get(k) for k in same] for e in logged(parts)]
 
 
-def test_a_stop_between_two_log_lines_does_not_change_them(tmp_path, data, gpt2_folder, train, monkeypatch):
-    import train as script_module
-
-    class StopAtStep5:
-        asked = property(lambda self: next(self.answers))
-
-        def __init__(self):
-            self.answers = iter([False] * 8 + [True] * 99)  # asked twice a step
-
+def test_a_stop_between_two_log_lines_does_not_change_them(tmp_path, data, gpt2_folder, train):
     common = ("--model", gpt2_folder, "--logging_steps", 4, "--per_device_train_batch_size", 2, "--max_steps", 12)
     train("--run_name", "whole", *common)
-    with monkeypatch.context() as patch:
-        patch.setattr(script_module, "StopRequest", StopAtStep5)
+    with stopped_at(5):
         assert train("--run_name", "parts", *common) == INTERRUPTED
     assert (tmp_path / "runs" / "parts" / "checkpoint-5").is_dir()
     train("--resume", tmp_path / "runs" / "parts")
@@ -97,14 +85,8 @@ def test_a_stop_between_two_log_lines_does_not_change_them(tmp_path, data, gpt2_
     assert whole == parts
 
 
-def test_ctrl_c_saves_and_the_printed_command_goes_on(tmp_path, data, gpt2_folder, train, monkeypatch, capsys):
-    import train as script_module
-
-    class StopAtOnce:
-        asked = True
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script_module, "StopRequest", StopAtOnce)
+def test_ctrl_c_saves_and_the_printed_command_goes_on(tmp_path, data, gpt2_folder, train, capsys):
+    with stopped_at(1):
         assert train("--model", gpt2_folder, "--run_name", "a", *QUICK) == INTERRUPTED
     run = tmp_path / "runs" / "a"
     assert f"--resume {run}" in capsys.readouterr().out
@@ -212,18 +194,6 @@ def test_resuming_an_older_checkpoint_keeps_what_it_saves(tmp_path, data, gpt2_f
         patch.setattr(script_module, "StopRequest", StopAtOnce)
         assert train("--resume", run / "checkpoint-3", "--save_total_limit", 1) == INTERRUPTED
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
-
-
-def test_a_damaged_checkpoint_is_not_resumed(tmp_path, data, gpt2_folder, train):
-    from run.checkpoint import DamagedCheckpoint
-
-    train("--model", gpt2_folder, "--run_name", "a", *QUICK)
-    weights = tmp_path / "runs" / "a" / "checkpoint-6" / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(DamagedCheckpoint, match="model.safetensors"):
-        train("--resume", tmp_path / "runs" / "a")
 
 
 def test_the_loop_is_on_the_page():

@@ -46,10 +46,11 @@ class FlatBatch:
 class StepBatch:
     """All that one optimizer step consumes, laid out for micro-batches of `token_budget` tokens."""
 
-    rows: list[Row]
+    rows: list[Row]  # of this rank
     token_budget: int
     prepared: list[FlatBatch]
-    supervised: int  # of all micro-batches: what the summed loss is divided by
+    uids: list[str]  # of all ranks
+    supervised: int  # of all ranks: what the summed loss is divided by
 
     def micro_batches(self, token_budget: int) -> list[FlatBatch]:
         """As prepared, or laid out again when the budget has become smaller since."""
@@ -165,21 +166,37 @@ def flat_batches(rows: list[Row], token_budget: int) -> list[FlatBatch]:
     return [flatten(group) for group in split_by_tokens(rows, token_budget)]
 
 
-def step_batch(rows: list[Row], micro_batch_tokens: int) -> StepBatch:
-    prepared = flat_batches(rows, micro_batch_tokens)
+def share_of(rows: list[Row], rank: int, ranks: int) -> list[Row]:
+    """The rows of a step that one rank computes, in order: about as many tokens for each rank.
+
+    The longest first, each to the rank that has the fewest tokens so far (Graham, "Bounds on Multiprocessing Timing
+    Anomalies", 1969). Every rank makes the same plan, so they need not tell one another.
+    """
+    loads, mine = [0] * ranks, []
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i].ids)):
+        least = loads.index(min(loads))
+        loads[least] += len(rows[i].ids)
+        if least == rank:
+            mine.append(i)
+    return [rows[i] for i in sorted(mine)]
+
+
+def step_batch(rows: list[Row], micro_batch_tokens: int, rank: int = 0, ranks: int = 1) -> StepBatch:
+    mine = rows if ranks == 1 else share_of(rows, rank, ranks)
     return StepBatch(
-        rows,
+        mine,
         micro_batch_tokens,
-        prepared,
-        supervised=sum(len(batch.targets) for batch in prepared),
+        prepared=flat_batches(mine, micro_batch_tokens),
+        uids=[row.uid for row in rows],
+        supervised=sum(max(0, len(row.ids) - max(row.first_supervised, 1)) for row in rows),
     )
 
 
 def step_batches(
-    steps: Iterable[list[dict[str, str]]], encoder: Encoder, micro_batch_tokens: int
+    steps: Iterable[list[dict[str, str]]], encoder: Encoder, micro_batch_tokens: int, rank: int = 0, ranks: int = 1
 ) -> Iterator[StepBatch]:
     """The batch of each step, made in one background thread, a few steps ahead of the loop."""
-    return ahead(step_batch(encoder.rows(records), micro_batch_tokens) for records in steps)
+    return ahead(step_batch(encoder.rows(records), micro_batch_tokens, rank, ranks) for records in steps)
 
 
 def ahead(items: Iterable, depth: int = 4) -> Iterator:

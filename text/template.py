@@ -70,6 +70,6 @@ def load_template(folder: Path) -> Template:
             return template
     except FileNotFoundError:
         raise DataError(f"{folder} has no {FILE_NAME}: it was not trained by Vitrine, or is not whole.") from None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     raise DataError(f"{path} is not a prompt template. Restore it, or train again.")

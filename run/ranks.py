@@ -1,0 +1,149 @@
+"""Many processes for one run: `torchrun --nproc_per_node=N train.py`, on PyTorch's own DistributedDataParallel.
+
+Every rank holds the whole model, computes its share of a step's records, and the gradients are summed. The loss is a
+sum that is divided once, by the tokens of all ranks, so the step is the same one for any number of ranks. A single
+process passes through here without any effect.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+
+class RankLost(RuntimeError):
+    """Another process of the run has ended, so this one cannot go on."""
+
+    exit_code = 3
+
+
+def start_ranks() -> "Ranks":
+    """The place of this process among those that torchrun started; without torchrun a single one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Ranks()
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"  # what the host has to tell the other hosts does not wait for the devices
+    with lost_rank_is_a_sentence():
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  rank 0 speaks for all
+    return Ranks(rank, size)
+
+
+@contextmanager
+def lost_rank_is_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if hasattr(error, "exit_code"):
+            raise
+        raise RankLost(
+            "Another process of this run has ended, so this one ends too. The reason is in its own output above; "
+            "go on from the last checkpoint with --resume, with as many processes as you like."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes and speaks."""
+        return self.rank == 0
+
+    def share(self, items: list) -> list:
+        """Every size-th item: this rank's part of work whose order does not matter."""
+        return items[self.rank :: self.size]
+
+    def collect(self, mine: list) -> list:
+        """The results of `share`d work from all ranks, in the order of the items."""
+        parts = self.gather(mine)
+        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    def gather(self, mine) -> list:
+        """What each rank has, by rank."""
+        if self.size == 1:
+            return [mine]
+        everyone = [None] * self.size
+        with lost_rank_is_a_sentence():
+            dist.all_gather_object(everyone, mine)
+        return everyone
+
+    def from_main(self, compute: Callable):
+        """What `compute()` returns on rank 0, where alone it is called."""
+        answer = [compute() if self.is_main else None]
+        if self.size > 1:
+            with lost_rank_is_a_sentence():
+                dist.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes: all must leave the loop after the same step."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        with lost_rank_is_a_sentence():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def mean(self, value: float, weight: float) -> float:
+        """The mean of every rank's value, each with its own weight."""
+        pairs = self.gather((value, weight))
+        return sum(v * w for v, w in pairs) / max(1, sum(w for _, w in pairs))
+
+    def gradient_sum(self, model: torch.nn.Module) -> Callable[[Tensor], None]:
+        """A function to call between the last backward and the clipping: it sums the gradients over the ranks, and
+        the 0-dim tensor that it gets. After this call every rank has rank 0's weights.
+
+        The micro-batches run past DistributedDataParallel; one empty backward through it at the end of the step does
+        the sum, in its buckets. So ranks may have different numbers of micro-batches, or none, and one that runs out
+        of memory may take a micro-batch again in smaller pieces. The price is that the sum does not overlap with the
+        backward.
+        """
+        if self.size == 1:
+            return lambda loss_sum: None
+        with lost_rank_is_a_sentence():
+            closing = DistributedDataParallel(_Closing(model))
+
+        def sum_gradients(loss_sum: Tensor) -> None:
+            with lost_rank_is_a_sentence():
+                closing().backward()
+                # The mean over the ranks, made a sum again: the loss is already divided by the tokens of all ranks.
+                torch._foreach_mul_([p.grad for p in model.parameters() if p.requires_grad], self.size)
+                dist.all_reduce(loss_sum)
+
+        return sum_gradients
+
+
+class _Closing(torch.nn.Module):
+    """0 as a function of all trainable weights."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> Tensor:
+        return _Zero.apply(*(p for p in self.model.parameters() if p.requires_grad))
+
+
+class _Zero(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *weights: Tensor) -> Tensor:
+        ctx.shapes = [weight.shape for weight in weights]
+        return weights[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return tuple(gradient.new_zeros(()).expand(shape) for shape in ctx.shapes)  # takes no memory

@@ -1,0 +1,287 @@
+"""What may happen to a run: the disk fills up, it is stopped, numbers explode, something it stands on is changed."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from conftest import RECORDS, logged, stopped_at, write_data
+from safetensors.torch import load_file
+
+from run.checkpoint import DamagedCheckpoint, DiskFull, checkpoints_of, seed_random_state, verify
+from run.cli import INTERRUPTED, UsageError
+from run.finite import FiniteCheck, NonFiniteLoss
+
+COMMON = ("--per_device_train_batch_size", 2, "--micro_batch_tokens", 60, "--logging_steps", 1, "--max_eval_samples", 2)
+
+
+def state_of(run) -> dict[str, torch.Tensor]:
+    """Every tensor that a finished run leaves: weights, AdamW's state, random state."""
+    (newest,) = checkpoints_of(run)
+    tensors = {}
+    for file in sorted(newest.glob("*.safetensors")) + [run / "final" / "model.safetensors"]:
+        tensors |= {f"{file.parent.name}/{file.name}/{name}": t for name, t in load_file(file).items()}
+    return tensors
+
+
+def assert_same_run(one, other):
+    """Bitwise: weights, optimizer, random state; every logged loss, norm and rate."""
+    a, b = state_of(one), state_of(other)
+    assert a.keys() == b.keys() and len(a) > 50
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    same = ("step", "loss", "grad_norm", "learning_rate", "val_loss", "skipped_steps")
+    assert [[e.get(k) for k in same] for e in logged(one)] == [[e.get(k) for k in same] for e in logged(other)]
+
+
+@pytest.mark.parametrize("stop", [3, 6, 8])  # in the first epoch of 6 steps, at its end, in the second
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(tmp_path, data, gpt2_folder, train, stop, accumulation):
+    runs, steps = tmp_path / "runs", 10 if accumulation == 1 else 4
+    options = (*COMMON, "--model", gpt2_folder, "--dropout", 0.1, "--learning_rate", 1e-2, "--max_steps", steps)
+    options += ("--gradient_accumulation_steps", accumulation)
+    assert train("--run_name", "whole", *options) == 0
+    with stopped_at(min(stop, steps - 1)):
+        assert train("--run_name", "parts", *options) == INTERRUPTED
+    seed_random_state(12345)
+    assert train("--resume", runs / "parts") == 0
+    assert_same_run(runs / "whole", runs / "parts")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, data, train):
+    options = (*COMMON, "--model", "pocket", "--dropout", 0.1, "--max_steps", 2, "--max_length", 64)
+    assert train("--run_name", "whole", *options) == 0
+    assert train("--run_name", "parts", *options) == 0
+    parts = tmp_path / "runs" / "parts"
+    shutil.rmtree(parts / "final")
+    shutil.rmtree(parts / "checkpoint-2")
+    assert train("--resume", parts) == 0
+    assert_same_run(tmp_path / "runs" / "whole", parts)
+
+
+# -- the disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, with a function that leaves it a number of bytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+
+    def leave(free: int) -> None:
+        filler = folder / "filler"
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(bytes(max(0, shutil.disk_usage(folder).free - free)))
+
+    yield folder, leave
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_in_a_save_leaves_the_checkpoint_before(
+    tmp_path, data, gpt2_folder, train, small_disk, monkeypatch
+):
+    """Real writes of all the libraries involved, on a disk that is full a little later each time."""
+    import run.checkpoint
+
+    disk, leave = small_disk
+    with stopped_at(1):
+        args = ("--model", gpt2_folder, "--output_dir", disk, "--run_name", "a", "--max_steps", 9, *COMMON)
+        train(*args)
+    whole = sum(file.stat().st_size for file in (disk / "a" / "checkpoint-1").rglob("*"))
+    monkeypatch.setattr(run.checkpoint, "check_free_space", lambda folder, needed: 0)
+    failed = 0
+    for share in [i / 12 for i in range(14)]:
+        leave(int(whole * share) + 20_000)  # 20 KB for metrics.jsonl and the lock
+        try:
+            with stopped_at(1):
+                train("--resume", disk / "a", "--output_dir", disk)
+            break
+        except DiskFull as error:
+            failed += 1
+            assert "full" in str(error) and error.exit_code == 6
+        found = checkpoints_of(disk / "a")
+        assert [path.name for path in found] == ["checkpoint-1"]
+        verify(found[0])
+    assert failed >= 8
+
+
+def test_a_disk_that_is_known_to_be_too_small_is_said_before_the_save(tmp_path, data, gpt2_folder, train, small_disk):
+    disk, leave = small_disk
+    options = ("--model", gpt2_folder, "--output_dir", disk, "--run_name", "a", "--max_steps", 9, *COMMON)
+    with stopped_at(1):
+        train(*options)
+    leave(100_000)
+    with pytest.raises(DiskFull, match="free, and saving"):
+        train("--resume", disk / "a", "--output_dir", disk)
+    verify(disk / "a" / "checkpoint-1")
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, data, gpt2_folder, train, capsys):
+    options = (*COMMON, "--model", gpt2_folder, "--save_steps", 2, "--save_total_limit", 2)
+    with stopped_at(4):
+        train("--run_name", "a", "--max_steps", 6, *options)
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoint-4" / "training_state.json").write_bytes(b"")
+    assert train("--resume", run) == 0
+    said = capsys.readouterr().err
+    assert "checkpoint-4" in said and "AdamW's averages begin anew" in said
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-4", "checkpoint-6"]
+    for folder in (*checkpoints_of(run), run / "final"):
+        verify(folder)
+    assert [entry["step"] for entry in logged(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, gpt2_folder, train, monkeypatch, capsys):
+    import train as script
+
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(script, "mean_loss", lambda model, batches: next(losses))
+    options = ("--save_steps", 2, "--eval_steps", 2, "--load_best_model_at_end", "--max_steps", 6)
+    assert train("--model", gpt2_folder, "--run_name", "a", "--learning_rate", 1e-2, *COMMON, *options) == 0
+    run = tmp_path / "runs" / "a"
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-4", "checkpoint-6"]
+    best, newest, final = (
+        load_file(run / name / "model.safetensors") for name in ("checkpoint-4", "checkpoint-6", "final")
+    )
+    assert all(torch.equal(best[name], final[name]) for name in best)
+    assert not all(torch.equal(newest[name], final[name]) for name in best)
+
+
+# -- another model, template, data, option ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, data, gpt2_folder, train):
+    with stopped_at(2):
+        train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 4, *COMMON)
+    return tmp_path / "runs" / "a"
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("model", "distilgpt2"),
+        ("learning_rate", 0.5),
+        ("seed", 7),
+        ("max_length", 99),
+        ("loss_on", "all"),
+        ("batch_size", 5),
+    ],
+)
+def test_an_option_that_would_make_it_another_run_is_refused(run, train, name, value):
+    with pytest.raises(UsageError, match=str(value)):
+        train("--resume", run, f"--{name}", value)
+
+
+def test_other_data_is_refused(run, train, data):
+    write_data(data, RECORDS[:-1])
+    with pytest.raises(UsageError, match="another train.jsonl"):
+        train("--resume", run)
+
+
+def test_another_model_or_template_in_the_checkpoint_is_refused(run, train, gpt2_folder):
+    for name in ("template.json", "config.json", "model.safetensors"):
+        file = run / "checkpoint-2" / name
+        content = file.read_bytes()
+        file.write_bytes(content + b" ")
+        with pytest.raises(DamagedCheckpoint, match="No checkpoint"):
+            train("--resume", run)
+        file.write_bytes(content)
+    assert train("--resume", run) == 0
+
+
+def test_the_same_option_again_and_another_micro_batch_are_fine(run, train, data, gpt2_folder, tmp_path):
+    moved = data.rename(tmp_path / "moved")
+    assert (
+        train("--resume", run, "--seed", 42, "--micro_batch_tokens", 200, "--data", moved, "--model", gpt2_folder) == 0
+    )
+    assert [entry["step"] for entry in logged(run)] == [1, 2, 3, 4]
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def poisoned(monkeypatch, steps, what=float("nan")):
+    """Let the loss of some steps (counted in micro-batches, one a step) be no number."""
+    import train as script
+
+    true_loss, calls = script.summed_loss, iter(range(1, 1000))
+
+    def loss(model, batch):  # only in the loop: the memory plan calls it too, before the training
+        return true_loss(model, batch) * (what if model.training and next(calls) in steps else 1.0)
+
+    monkeypatch.setattr(script, "summed_loss", loss)
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, data, gpt2_folder, train, monkeypatch, what):
+    options = ("--model", gpt2_folder, "--run_name", "a", "--max_steps", 5, "--save_steps", 1, "--save_total_limit", 9)
+    options += (*COMMON, "--micro_batch_tokens", 4096)
+    poisoned(monkeypatch, {3}, what)
+    assert train(*options) == 0
+    run = tmp_path / "runs" / "a"
+    before, after, later = (load_file(run / f"checkpoint-{i}" / "model.safetensors") for i in (2, 3, 4))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not all(torch.equal(after[name], later[name]) for name in before)
+    assert all(value.isfinite().all() for value in load_file(run / "final" / "model.safetensors").values())
+    entries = logged(run)
+    assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 1, 1]
+    assert [entry["loss"] is None for entry in entries] == [False, False, True, False, False]
+
+
+def test_too_many_in_a_row_end_it_with_the_step_the_records_and_the_way_back(
+    tmp_path, data, gpt2_folder, train, monkeypatch
+):
+    poisoned(monkeypatch, range(3, 100))
+    options = ("--model", gpt2_folder, "--run_name", "a", "--max_steps", 9, "--save_steps", 2, *COMMON)
+    with pytest.raises(NonFiniteLoss) as error:
+        train(*options, "--micro_batch_tokens", 4096, "--max_skipped_steps", 3)
+    assert error.value.exit_code == 5
+    assert "step 5 (records U" in str(error.value) and "checkpoint-4" in str(error.value)
+
+
+def test_an_overflow_of_fp16_is_skipped_counted_and_lowers_the_scale():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    finite = FiniteCheck(None, limit=10, skipped=0, in_a_row=0)
+    for step, factor in enumerate((1.0, float("inf"), 1.0)):
+        loss = (weight * factor).sum()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        before = weight.detach().clone()
+        finite.guard(optimizer, scaler, torch.ones(()), norm, step, ["U"])
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(before, weight) == (factor != 1.0)
+    finite.settle()
+    assert (finite.skipped, finite.in_a_row, scaler.get_scale()) == (1, 0, 4.0)
+    assert optimizer.state[weight]["step"] == 2
+
+
+def test_counts_of_skipped_steps_survive_a_resume(tmp_path, data, gpt2_folder, train, monkeypatch):
+    options = (*COMMON, "--model", gpt2_folder, "--run_name", "a", "--max_steps", 5, "--micro_batch_tokens", 4096)
+    with pytest.MonkeyPatch.context() as patch, stopped_at(2):
+        poisoned(patch, {1, 2})
+        train(*options, "--max_skipped_steps", 3)
+    poisoned(monkeypatch, {1})
+    with pytest.raises(NonFiniteLoss, match="3 steps in a row"):
+        train("--resume", tmp_path / "runs" / "a")
+
+
+def test_a_metrics_file_cut_short_is_repaired(run, train):
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "lo\xff\xfe')
+    assert train("--resume", run) == 0
+    assert [entry["step"] for entry in logged(run)] == [1, 2, 3, 4]
+    json.dumps(logged(run), allow_nan=False)
