@@ -33,6 +33,7 @@ from model.load import (
     pocket_model,
     save_model,
 )
+from model.lora import Lora, wrap
 from model.loss import mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run.checkpoint import (
@@ -69,6 +70,8 @@ def main(command: Command) -> int:
         config = replace(from_json(read_json(run / "train_config.json")["options"], str(run)), **command.given)
     machine = pick_machine(config.device, config.precision)
     name, reason = choose_model(config.model_name_or_path, has_gpu=machine.device.type == "cuda")
+    if config.lora and name == POCKET:
+        raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == POCKET)
 
     # ---- data: three JSONL files, read from disk as they are needed
@@ -93,14 +96,18 @@ def main(command: Command) -> int:
         template, model, tokenizer = QA, load_model(name, config.dropout), load_tokenizer(name)
     if config.max_length > context_length(model.config):
         raise UsageError(f"{name} sees {context_length(model.config)} tokens at once: lower --max_length to that.")
+    if config.lora and not checkpoint:
+        targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
+        lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
+        wrap(model, lora, config.seed)
     tokenizer.chat_template = template.chat_template()
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     use_flat_attention(model)
     model.to(machine.device)
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -114,12 +121,12 @@ def main(command: Command) -> int:
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
     val_batches = flat_batches(encoder.rows(val_records), config.micro_batch_tokens)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, trainable = (sum(p.numel() for p in group) for group in (model.parameters(), trained))
     tokens = [len(row.ids) for row in encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])]
-    checkpoint_bytes = 12 * parameters  # fp32 weights and the two moments of AdamW
+    checkpoint_bytes = 12 * trainable  # fp32 weights and the two moments of AdamW
     free = check_free_space(Path(config.output_dir), (config.save_total_limit + 2) * checkpoint_bytes)
     plan = [
-        ("model", f"{name} ({reason}), {short(parameters)} parameters"),
+        ("model", f"{name} ({reason}), {short(parameters)} parameters, {short(trainable)} trained"),
         ("device", f"{machine.name}, {machine.precision}"),
         ("records", f"{len(train_file):,} in {data / 'train.jsonl'}, {len(val_records):,} to validate on"),
         ("steps", f"{total_steps:,} of {config.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),

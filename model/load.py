@@ -17,20 +17,12 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from model.adapter import adapter_base, is_adapter, load_adapter, save_adapter
+from model.errors import ModelUnavailable, UnsupportedModel
+from model.lora import lora_layers
+
 POCKET = "pocket"
 POCKET_VOCABULARY = 3072
-
-
-class ModelUnavailable(RuntimeError):
-    """The model cannot be had on this machine as it is. The message says what to do."""
-
-    exit_code = 3
-
-
-class UnsupportedModel(ValueError):
-    """The model was found, but Vitrine's loop cannot train it correctly."""
-
-    exit_code = 2
 
 
 def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:
@@ -48,10 +40,14 @@ def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:
 
 
 def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
-    """A causal language model with fp32 weights, in eval mode, on the CPU.
+    """A causal language model with fp32 weights, in eval mode, on the CPU; of an adapter's folder base and adapter.
 
     Raises `ModelUnavailable` when the weights cannot be had, `UnsupportedModel` when the loop cannot train them.
     """
+    if is_adapter(name):
+        model = load_model(adapter_base(name), dropout)
+        load_adapter(model, Path(name))
+        return model
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         set_dropout(config, dropout)
@@ -72,11 +68,15 @@ def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
     if loading["missing_keys"]:
         raise ModelUnavailable(f"{name} lacks the weights {sorted(loading['missing_keys'])[:3]}: not a whole model.")
     check_supported(model.config, str(name))
+    if Path(name).is_dir():
+        model.name_or_path = str(Path(name).resolve())  # adapters name their base by it, wherever they are read
     return model
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `ModelUnavailable` or `UnsupportedModel`."""
+    """The tokenizer of a model, of an adapter that of its base. Raises `ModelUnavailable` or `UnsupportedModel`."""
+    if is_adapter(name):
+        return load_tokenizer(adapter_base(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
@@ -87,7 +87,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder in safetensors, the tokenizer's files included."""
+    """A Hugging Face folder in safetensors, the tokenizer's files included; with LoRA the adapter alone."""
+    if lora_layers(model):
+        return save_adapter(model, folder)
     with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

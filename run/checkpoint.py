@@ -1,11 +1,11 @@
 """Run folders and what is in them: checkpoints that are whole or absent, and the search for the newest run.
 
-    checkpoints/<run>/
-        train_config.json   the resolved options, the base model, the versions
-        metrics.jsonl       one line for each entry of the log
-        base/               only for a model from scratch: its first weights, what "before" means
-        checkpoint-<step>/  a Hugging Face folder, and the training state beside it
-        final/              the finished model, a Hugging Face folder
+checkpoints/<run>/
+    train_config.json   the resolved options, the base model, the versions
+    metrics.jsonl       one line for each entry of the log
+    base/               only for a model from scratch: its first weights, what "before" means
+    checkpoint-<step>/  a Hugging Face folder, and the training state beside it
+    final/              the finished model, a Hugging Face folder
 """
 
 import hashlib
