@@ -43,16 +43,18 @@ from model.sample import Sampling, generate
 from run.checkpoint import CONFIG, base_model_of, find_run, read_json, weights_of, write_json
 from run.config import TrainConfig, from_json
 from run.device import Machine, pick_machine
-from text.answer import decode
+from text.answer import decode, stop_rule
 from text.batch import Encoder, flat_batches
 from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
+from text.question import held_out_questions
 from text.stream import RecordFile
-from text.template import Template, load_template
+from text.template import Template, fit_tokenizer, load_template
 
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
 # key, how it is called, its format, and whether more is better
 ROWS = [
     ("loss", "loss, nats per answer token", ".4f", "lower"),
+    ("question_loss", "the same, asked by a question in a form never trained on", ".4f", "lower"),
     ("perplexity", "perplexity", ".1f", "lower"),
     ("bits_per_character", "bits per character", ".3f", "lower"),
     ("chrf", "chrF", ".1f", "higher"),
@@ -94,21 +96,26 @@ def measure(
 ) -> tuple[dict[str, float], list[str]]:
     """One model, loaded from the disk: its numbers and its answers."""
     model, tokenizer = load_model(source).to(machine.device), load_tokenizer(source)
+    fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length)
     rows = encoder.rows(records)
+    asked = encoder.rows(held_out_questions(records, template.held_out))
     use_flat_attention(model)
     with machine.autocast():
         loss = mean_loss(model, flat_batches(rows, config.micro_batch_tokens))
+        question_loss = mean_loss(model, flat_batches(asked, config.micro_batch_tokens))
     tokens = sum(len(row.ids) - row.first_supervised for row in rows)
     characters = sum(len(decode(tokenizer, row.ids[row.first_supervised :])) for row in rows)
 
     use_padded_attention(model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True)
     prompts = encoder.prompts([record["title"] for record in records])
-    answers = generate(model, prompts, tokenizer.eos_token_id, sampling, options.batch_size)
-    texts = [decode(tokenizer, answer.ids) for answer in answers]
+    rule = stop_rule(tokenizer, template.stop)
+    answers = generate(model, prompts, encoder.end_token, sampling, options.batch_size, rule)
+    texts = [decode(tokenizer, answer.ids, template.stop) for answer in answers]
     return {
         "loss": loss,
+        "question_loss": question_loss,
         "perplexity": math.exp(loss),
         # of the answer and its end token; characters, unlike tokens, are the same for every tokenizer
         "bits_per_character": loss * tokens / math.log(2) / characters,

@@ -1,9 +1,10 @@
 """Ask a trained model for descriptions.
 
-    python generate.py                            the interactive loop, with the newest run
-    python generate.py --title "Blue ceramic mug" --title "Caneca azul"
-    python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
-    python generate.py --before                   the same, with the model as it was before training
+python generate.py                            the interactive loop, with the newest run
+python generate.py --title "Blue ceramic mug" --title "Caneca azul"
+python generate.py --question "Fale sobre a caneca azul"
+python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
+python generate.py --before                   the same, with the model as it was before training
 """
 
 import sys
@@ -17,7 +18,13 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--run", metavar="NAME|PATH", help="the run to ask; default: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
     parser.add_argument("--before", action="store_true", help="ask the base model, as it was before training")
-    parser.add_argument("--title", action="append", metavar="TEXT", help="a title; may be given several times")
+    parser.add_argument(
+        "--title",
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="a title or a question; may be given several times",
+    )
     parser.add_argument("--titles", type=Path, metavar="FILE", help="a title a line; JSONL goes to standard output")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--temperature", type=float, default=0.7, metavar="X", help="lower is safer [0.7]")
@@ -53,9 +60,9 @@ from model.load import load_model, load_tokenizer
 from model.sample import Sampling, generate, tokens_of
 from run.checkpoint import base_model_of, find_run, weights_of
 from run.device import pick_machine
-from text.answer import StableText, decode
+from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
-from text.template import load_template
+from text.template import fit_tokenizer, load_template
 
 
 def main(options) -> int:
@@ -65,7 +72,9 @@ def main(options) -> int:
     source = base_model_of(run) if options.before else weights
     model, tokenizer = load_model(source), load_tokenizer(source)
     model.to(pick_machine(options.device).device)
-    encoder = Encoder(tokenizer, load_template(weights), max_length=0)  # the run's own template, before and after
+    template = load_template(weights)  # the run's own, before and after
+    fit_tokenizer(tokenizer, template)
+    encoder = Encoder(tokenizer, template, max_length=0)
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         greedy=options.greedy,
@@ -92,19 +101,19 @@ def main(options) -> int:
         print()
         return 0
     prompts = [prompt for prompt in encoder.prompts(titles) for _ in range(copies)]
-    answers = generate(model, prompts, tokenizer.eos_token_id, sampling)
+    answers = generate(model, prompts, encoder.end_token, sampling, stop_rule=stop_rule(tokenizer, template.stop))
     for i, answer in enumerate(answers):
-        text = decode(tokenizer, answer.ids)
+        text = decode(tokenizer, answer.ids, template.stop)
         entry = {"title": titles[i // copies], "answer": text, "stopped": answer.stopped}
         print(json.dumps(entry, ensure_ascii=False) if options.titles else " ".join(text.split()))
     return 0
 
 
 def converse(model, encoder: Encoder, sampling: Sampling, copies: int) -> int:
-    """The interactive loop: a title in, an answer streamed out."""
+    """The interactive loop: a title or a question in, an answer streamed out."""
     asked = 0
     try:
-        while (title := input("\nTitle> ").strip()).lower() not in ("sair", "quit", "exit"):
+        while (title := input("\nTitle or question> ").strip()).lower() not in ("sair", "quit", "exit"):
             for _ in range(copies if title else 0):
                 for piece in answer_pieces(model, encoder, title, sampling, number=asked):
                     print(piece, end="", flush=True)
@@ -117,8 +126,9 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int) -> int:
 
 def answer_pieces(model, encoder: Encoder, title: str, sampling: Sampling, number: int) -> Iterator[str]:
     """The answer as it is written, in pieces that can be printed as they come."""
-    text, end_token = StableText(encoder.tokenizer), encoder.tokenizer.eos_token_id
-    for (token,) in tokens_of(model, encoder.prompts([title]), end_token, sampling, numbers=[number]):
+    stop = encoder.template.stop
+    text, rule = StableText(encoder.tokenizer, stop), stop_rule(encoder.tokenizer, stop)
+    for (token,) in tokens_of(model, encoder.prompts([title]), encoder.end_token, sampling, [number], rule):
         yield text.feed(token)
     yield text.rest()
 

@@ -52,12 +52,13 @@ from run.cli import INTERRUPTED, UsageError, run_script
 from run.device import peak_memory, pick_machine
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
 from run.stop import StopRequest
-from text.answer import decode
+from text.answer import decode, stop_rule
 from text.batch import Encoder, flat_batches, step_batches
 from text.bpe import train_bpe
 from text.prepare import prepare
+from text.question import with_questions
 from text.stream import RecordFile, records_of_steps, steps_per_epoch
-from text.template import QA, load_template
+from text.template import choose_template, fit_tokenizer, load_template
 
 EXAMPLE_CATALOGUE = Path(__file__).parent / "examples" / "catalogue.json.gz"
 
@@ -87,20 +88,21 @@ def main(command: Command) -> int:
         model, tokenizer = load_model(checkpoint, config.dropout), load_tokenizer(checkpoint)
         template = load_template(checkpoint)
     elif name == POCKET:
-        template = QA
+        template = choose_template(config.template, config.language)
         sample = islice(train_file, 50_000)
         texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in sample)
         tokenizer = train_bpe(texts, POCKET_VOCABULARY)
         model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
     else:
-        template, model, tokenizer = QA, load_model(name, config.dropout), load_tokenizer(name)
+        model, tokenizer = load_model(name, config.dropout), load_tokenizer(name)
+        template = choose_template(config.template, config.language, tokenizer)
     if config.max_length > context_length(model.config):
         raise UsageError(f"{name} sees {context_length(model.config)} tokens at once: lower --max_length to that.")
     if config.lora and not checkpoint:
         targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
         lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
         wrap(model, lora, config.seed)
-    tokenizer.chat_template = template.chat_template()
+    fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     use_flat_attention(model)
     model.to(machine.device)
@@ -144,9 +146,10 @@ def main(command: Command) -> int:
 
     def describe(titles: list[str]) -> list[str]:
         use_padded_attention(model)
-        answers = generate(model, encoder.prompts(titles), tokenizer.eos_token_id, Sampling(greedy=True))
+        rule = stop_rule(tokenizer, template.stop)
+        answers = generate(model, encoder.prompts(titles), encoder.end_token, Sampling(greedy=True), stop_rule=rule)
         use_flat_attention(model)
-        return [decode(tokenizer, answer.ids) for answer in answers]
+        return [decode(tokenizer, answer.ids, template.stop) for answer in answers]
 
     test_file = RecordFile(data / "test.jsonl")
     titles = [test_file[i]["title"] for i in range(min(3, len(test_file)))]
@@ -171,6 +174,7 @@ def main(command: Command) -> int:
     first_step = done
     metrics = MetricsFile(run / "metrics.jsonl", resumed_at=done)
     steps = records_of_steps(train_file, config.records_per_step, config.seed, first_step, total_steps)
+    steps = with_questions(steps, template.questions, config.question_share, config.seed, first_step)
     batches = step_batches(steps, encoder, config.micro_batch_tokens)
     stop, watch = StopRequest(), Stopwatch()
     print(f"\nTraining into {run}. Ctrl-C saves and stops.")

@@ -81,6 +81,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise unavailable(name, error) from error
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:  # BERT's [CLS] text [SEP]
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UnsupportedModel(f"The tokenizer of {name} has no fast version or no end token; choose another model.")
     return tokenizer

@@ -27,6 +27,9 @@ class TrainConfig:
     data_dir: str = option("data", "folder with train.jsonl, val.jsonl and test.jsonl", "--data")
     output_dir: str = option("checkpoints", "folder that holds the runs")
     run_name: str | None = option(None, "name of this run's folder; default: model and time")
+    template: str = option("qa", "the prompt: qa, inst, chat, hf (the tokenizer's own), or a TOML file")
+    language: str = option("en", "of qa, inst and chat", choices=("en", "pt"))
+    question_share: float = option(0.2, "share of the records that are asked for by a question", at_least=0)
     loss_on: str = option("answer", "tokens that are supervised", choices=("answer", "all"))
     max_length: int = option(256, "longest record in tokens; longer ones are cut at a sentence end", at_least=8)
     # which weights: all of them, or adapters beside them
@@ -77,8 +80,8 @@ class TrainConfig:
                 raise UsageError(f"{f.name}: {value} is less than {least}.")
         if self.warmup_ratio > 1 or self.dropout >= 1:
             raise UsageError("warmup_ratio is a share of at most 1, dropout one below 1.")
-        if self.lora_dropout >= 1:
-            raise UsageError("lora_dropout is a share below 1.")
+        if self.lora_dropout >= 1 or self.question_share > 1:
+            raise UsageError("lora_dropout is a share below 1, question_share one of at most 1.")
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")

@@ -1,12 +1,10 @@
 """LoRA by hand against peft: the same numbers, the same files."""
 
-import json
-
 import peft
 import pytest
 import torch
-from conftest import ARCHITECTURES, logged, tiny_gpt2
-from safetensors.torch import load_file, save_file
+from conftest import ARCHITECTURES, tiny_gpt2
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -28,9 +26,9 @@ def tiny(architecture: str):
     return AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
 
 
-def trained(model, lora: Lora = Lora()):
+def trained(model, lora: Lora | None = None):
     """A wrapped model whose B is no longer zero."""
-    wrap(model, lora, seed=1)
+    wrap(model, lora or Lora(), seed=1)
     torch.manual_seed(2)
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.lora_B, std=0.1)
