@@ -85,7 +85,8 @@ def main(command: Command) -> int:
     # ---- model, tokenizer and template: from the checkpoint, from the hub or a folder, or from nothing
     if checkpoint:
         verify(checkpoint)
-        model, tokenizer = load_model(checkpoint, config.dropout), load_tokenizer(checkpoint)
+        model = load_model(checkpoint, config.dropout, config.load_in_4bit, machine.dtype)
+        tokenizer = load_tokenizer(checkpoint)
         template = load_template(checkpoint)
     elif name == POCKET:
         template = choose_template(config.template, config.language)
@@ -94,7 +95,8 @@ def main(command: Command) -> int:
         tokenizer = train_bpe(texts, POCKET_VOCABULARY)
         model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
     else:
-        model, tokenizer = load_model(name, config.dropout), load_tokenizer(name)
+        model = load_model(name, config.dropout, config.load_in_4bit, machine.dtype)
+        tokenizer = load_tokenizer(name)
         template = choose_template(config.template, config.language, tokenizer)
     if config.max_length > context_length(model.config):
         raise UsageError(f"{name} sees {context_length(model.config)} tokens at once: lower --max_length to that.")
@@ -102,6 +104,8 @@ def main(command: Command) -> int:
         targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
         lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
         wrap(model, lora, config.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     use_flat_attention(model)
@@ -123,7 +127,7 @@ def main(command: Command) -> int:
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
     val_batches = flat_batches(encoder.rows(val_records), config.micro_batch_tokens)
-    parameters, trainable = (sum(p.numel() for p in group) for group in (model.parameters(), trained))
+    parameters, trainable = model.num_parameters(), sum(p.numel() for p in trained)
     tokens = [len(row.ids) for row in encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])]
     checkpoint_bytes = 12 * trainable  # fp32 weights and the two moments of AdamW
     free = check_free_space(Path(config.output_dir), (config.save_total_limit + 2) * checkpoint_bytes)

@@ -41,6 +41,8 @@ class TrainConfig:
     lora_target_modules: str | None = option(
         None, "layers with an adapter, by name and comma; default: every linear layer of the blocks"
     )
+    load_in_4bit: bool = option(False, "with --lora: the weights beside the adapters in NF4, a quarter of fp16")
+    gradient_checkpointing: bool = option(False, "compute the blocks twice instead of keeping what is in them")
     # how long
     num_train_epochs: float | None = option(
         None, "passes over the data; default: 3, for pocket 5", "--epochs", at_least=0
@@ -85,6 +87,8 @@ class TrainConfig:
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")
+        if self.load_in_4bit and not self.lora:
+            raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
         if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):
             raise UsageError(f"run_name: {self.run_name!r} cannot be the name of a folder on every system.")
 
