@@ -95,7 +95,8 @@ def measure(
     source: str | Path, template: Template, records: list[dict], config: TrainConfig, machine: Machine, options
 ) -> tuple[dict[str, float], list[str]]:
     """One model, loaded from the disk: its numbers and its answers."""
-    model, tokenizer = load_model(source).to(machine.device), load_tokenizer(source)
+    model = load_model(source, four_bit=config.load_in_4bit, compute_dtype=machine.dtype).to(machine.device)
+    tokenizer = load_tokenizer(source)
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length)
     rows = encoder.rows(records)

@@ -17,6 +17,9 @@ def parse(args: list[str] | None = None):
     parser = Parser(prog="generate.py", usage="python generate.py [options]", description="Descriptions from titles.")
     parser.add_argument("--run", metavar="NAME|PATH", help="the run to ask; default: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
+    parser.add_argument("--adapter", action="append", metavar="FOLDER", help="an adapter or LoRA run, instead of --run")
+    parser.add_argument("--base", metavar="MODEL", help="put the adapters on this base, not on the one they name")
+    parser.add_argument("--load_in_4bit", action="store_true", help="the base in NF4; a run in 4-bit needs no reminder")
     parser.add_argument("--before", action="store_true", help="ask the base model, as it was before training")
     parser.add_argument(
         "--title",
@@ -37,6 +40,12 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="[42]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     options = parser.parse_args(args)
+    if options.adapter and (options.run or options.before):
+        parser.error("give --adapter or --run, and --before only with a run.")
+    if len(options.adapter or ()) > 1 and (options.title or options.titles):
+        parser.error("several adapters are for the interactive loop; name one to answer --title or --titles.")
+    if options.base and not options.adapter:
+        parser.error("--base says on what an --adapter is put; there is none.")
     if options.title and options.titles:
         parser.error("give --title or --titles, not both.")
     if options.greedy and options.num_return_sequences > 1:
@@ -56,25 +65,33 @@ if __name__ == "__main__":
 import json
 from collections.abc import Iterator
 
+from model.adapter import adapter_base, is_adapter, load_adapter
 from model.load import load_model, load_tokenizer
+from model.lora import unwrap
 from model.sample import Sampling, generate, tokens_of
-from run.checkpoint import base_model_of, find_run, weights_of
+from run.checkpoint import CONFIG, base_model_of, find_run, read_json, weights_of
 from run.device import pick_machine
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
-from text.template import fit_tokenizer, load_template
+from text.template import QA, fit_tokenizer, load_template
 
 
 def main(options) -> int:
     titles = read_titles(options.titles) if options.titles else options.title
-    run = find_run(options.run, options.output_dir)
-    weights = weights_of(run)
-    source = base_model_of(run) if options.before else weights
-    model, tokenizer = load_model(source), load_tokenizer(source)
-    model.to(pick_machine(options.device).device)
-    template = load_template(weights)  # the run's own, before and after
-    fit_tokenizer(tokenizer, template)
-    encoder = Encoder(tokenizer, template, max_length=0)
+    machine, adapters = pick_machine(options.device), [adapter_folder(name, options) for name in options.adapter or ()]
+    if adapters:
+        weights, four_bit = adapters[0], options.load_in_4bit
+        source = options.base or adapter_base(weights)
+    else:
+        run = find_run(options.run, options.output_dir)
+        weights = weights_of(run)
+        source = base_model_of(run) if options.before else weights
+        four_bit = options.load_in_4bit or read_json(run / CONFIG)["options"].get("load_in_4bit", False)
+    model = load_model(source, four_bit=four_bit, compute_dtype=machine.dtype).to(machine.device)
+    if adapters:
+        load_adapter(model, weights)
+    encoder = encoder_for(weights, source)
+    tokenizer, template = encoder.tokenizer, encoder.template
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         greedy=options.greedy,
@@ -89,7 +106,7 @@ def main(options) -> int:
 
     if titles is None and sys.stdin.isatty():
         print(f"{source}  (sair, quit or Ctrl-D to leave)", file=sys.stderr)
-        return converse(model, encoder, sampling, copies)
+        return converse(model, encoder, sampling, copies, adapters)
     if titles is None:
         titles = list(filter(None, map(str.strip, sys.stdin)))
     if not titles:
@@ -109,11 +126,18 @@ def main(options) -> int:
     return 0
 
 
-def converse(model, encoder: Encoder, sampling: Sampling, copies: int) -> int:
-    """The interactive loop: a title or a question in, an answer streamed out."""
+def converse(model, encoder: Encoder, sampling: Sampling, copies: int, adapters: list[Path]) -> int:
+    """The interactive loop: a title or a question in, an answer streamed out; /2 goes on with the second adapter."""
+    for number, folder in enumerate(adapters, start=1):
+        print(f"/{number}  {folder}", file=sys.stderr)
     asked = 0
     try:
         while (title := input("\nTitle or question> ").strip()).lower() not in ("sair", "quit", "exit"):
+            if title in (f"/{number + 1}" for number in range(len(adapters))):
+                folder = adapters[int(title[1:]) - 1]
+                encoder = switch_adapter(model, encoder, folder)
+                print(f"Now with {folder}.")
+                continue
             for _ in range(copies if title else 0):
                 for piece in answer_pieces(model, encoder, title, sampling, number=asked):
                     print(piece, end="", flush=True)
@@ -122,6 +146,28 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int) -> int:
     except (EOFError, KeyboardInterrupt):
         print()
     return 0
+
+
+def switch_adapter(model, encoder: Encoder, folder: Path) -> Encoder:
+    """Another adapter over the same base, which stays in memory; returns the encoder with its template."""
+    unwrap(model)
+    load_adapter(model, folder)
+    return encoder_for(folder, model.name_or_path)
+
+
+def encoder_for(weights: Path, source: str | Path) -> Encoder:
+    """The template of `weights`, before and after training the same, with the tokenizer of `source`."""
+    tokenizer, template = load_tokenizer(source), load_template(weights, default=QA)
+    fit_tokenizer(tokenizer, template)
+    return Encoder(tokenizer, template, max_length=0)
+
+
+def adapter_folder(name: str, options) -> Path:
+    """The folder of an adapter: itself, or what a LoRA run of that name or path saved. Raises `UsageError`."""
+    folder = Path(name) if is_adapter(name) else weights_of(find_run(name, options.output_dir))
+    if not is_adapter(folder):
+        raise UsageError(f"{name} holds a whole model, not an adapter: use --run {name}.")
+    return folder
 
 
 def answer_pieces(model, encoder: Encoder, title: str, sampling: Sampling, number: int) -> Iterator[str]:

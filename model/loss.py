@@ -28,7 +28,17 @@ def summed_loss(model: PreTrainedModel, batch) -> Tensor:
         segments=segments_of(batch.lengths, batch.position_ids),
         use_cache=False,
     ).last_hidden_state[0]  # (T, d)
-    return linear_cross_entropy(hidden[batch.rows], model.get_output_embeddings().weight, batch.targets)
+    return linear_cross_entropy(*head_of(model, hidden[batch.rows]), batch.targets)
+
+
+def head_of(model: PreTrainedModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """`hidden` (S, d) -> what the head multiplies: rows (S, d) and its weight (V, d). A bias is one more column."""
+    head = model.get_output_embeddings()
+    if model.config.model_type == "bert":
+        hidden = model.cls.predictions.transform(hidden)
+    if head.bias is None:
+        return hidden, head.weight
+    return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1), torch.cat([head.weight, head.bias[:, None]], 1)
 
 
 @torch.inference_mode()

@@ -43,7 +43,7 @@ def test_wrapped_is_the_base_then_learns_and_merged_says_the_same(architecture):
     assert torch.equal(model(IDS).logits, before)
     unwrap(model)
     with_adapter = trained(model)(IDS).logits
-    assert (with_adapter - before).abs().max() > 0.1
+    assert (with_adapter - before).abs().max() > 0.05
     state = model.training
     merge(model)
     assert not lora_layers(model) and model.training == state
@@ -159,7 +159,7 @@ def test_peft_opens_ours_with_equal_logits(tmp_path, architecture, rslora):
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ["c_attn", "q_proj"], r".*\.1\..*(c_fc|up_proj)"])
+@pytest.mark.parametrize("targets", ["all-linear", ["c_attn", "q_proj", "query"], r".*\.1\..*(c_fc|up_proj|query)"])
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_we_open_what_peft_wrote(tmp_path, architecture, rslora, targets):

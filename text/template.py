@@ -192,9 +192,14 @@ def template_of(values: dict) -> Template:
     return Template(**values | {"stop": tuple(values.get("stop", ())), "questions": questions})
 
 
-def load_template(folder: Path) -> Template:
-    """The template saved in `folder`. Raises `DataError` when it is absent or not a template."""
+def load_template(folder: Path, default: Template | None = None) -> Template:
+    """The template saved in `folder`, or `default` where none was saved: an adapter that somebody else trained.
+
+    Raises `DataError` when it is absent, without a default, or not a template.
+    """
     path = folder / FILE_NAME
+    if default is not None and not path.exists():
+        return default
     try:
         return template_of(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

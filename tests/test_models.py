@@ -1,0 +1,230 @@
+"""Every architecture with its own kind of tokenizer, through train -> resume -> generate -> export -> reload."""
+
+import gzip
+import io
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, logged, shared_assets, write_data
+from kinds import TOKENIZERS, folder_of
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import export
+import generate
+from model.errors import ModelUnavailable, UnsupportedModel
+from model.load import load_model
+from model.lora import lora_layers, merge
+from run.cli import UsageError
+from run.config import TrainConfig
+from text.template import load_template
+
+STEPS = ("--per_device_train_batch_size", 4, "--logging_steps", 1, "--lr", 0.01, "--lora")
+
+
+def asked(run, *args, capsys) -> str:
+    capsys.readouterr()
+    options = ("--run", run, "--title", "Caneca azul", "--greedy", "--max_new_tokens", 6, "--device", "cpu", *args)
+    assert generate.main(generate.parse([str(option) for option in options])) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "lora-4bit"])
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_train_resume_generate_export_reload(tmp_path, data, train, capsys, kind, four_bit):
+    base = folder_of(kind, tmp_path / "base")
+    more = ("--load_in_4bit",) if four_bit else ()
+    for name in ("whole", "parts"):
+        assert train("--model", base, "--run_name", name, "--max_steps", 4, "--save_steps", 2, *STEPS, *more,
+                     "--save_total_limit", 2) == 0  # fmt: skip
+    runs = tmp_path / "runs"
+    parts = runs / "parts"
+    shutil.rmtree(parts / "final")
+    shutil.rmtree(parts / "checkpoint-4")
+    assert train("--resume", parts) == 0
+    weights = [load_file(runs / name / "final" / "adapter_model.safetensors") for name in ("whole", "parts")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert [e["loss"] for e in logged(parts)] == [e["loss"] for e in logged(runs / "whole")]
+    assert logged(parts)[-1]["loss"] < logged(parts)[0]["loss"]
+    assert not list(runs.rglob("model.safetensors"))  # the adapter, not the whole model
+
+    asked(parts, capsys=capsys)
+    to = tmp_path / "export"
+    assert export.main(export.parse(["--run", str(parts), "--to", str(to)])) == 0
+    assert "largest difference" in capsys.readouterr().out
+    merged, tokenizer = AutoModelForCausalLM.from_pretrained(to), AutoTokenizer.from_pretrained(to)
+    adapted = load_model(parts / "final")
+    ids = torch.arange(5, 40)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=0, atol=1e-5)
+    assert merged.generation_config.eos_token_id == tokenizer.eos_token_id and tokenizer.chat_template
+    assert load_template(to) == load_template(parts / "final")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_tied_weights_are_exported_once(tmp_path, data, train, kind):
+    base = folder_of(kind, tmp_path / "base")
+    train("--model", base, "--run_name", "a", "--max_steps", 1, *STEPS)
+    export.main(export.parse(["--run", str(tmp_path / "runs" / "a"), "--to", str(tmp_path / "x")]))
+    assert "lm_head.weight" not in load_file(tmp_path / "x" / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind, type_", [("gpt2", "f16"), ("llama", "q8_0"), ("qwen2", "f16"), ("mistral", "f16")])
+def test_gguf_holds_weights_tokenizer_template_and_end(tmp_path, data, train, kind, type_):
+    gguf = pytest.importorskip("gguf")
+    base = folder_of(kind, tmp_path / "base")
+    template = ("--template", "hf") if kind == "qwen2" else ()
+    train("--model", base, "--run_name", "a", "--max_steps", 1, *STEPS, *template)
+    to = tmp_path / "x"
+    args = ["--run", str(tmp_path / "runs" / "a"), "--to", str(to), "--format", "gguf", "--gguf_type", type_]
+    assert export.main(export.parse(args)) == 0
+    reader = gguf.GGUFReader(to / "model.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    value = {name: field.contents() for name, field in reader.fields.items()}
+    end = "<|im_end|>" if kind == "qwen2" else tokenizer.eos_token
+    assert value["tokenizer.ggml.eos_token_id"] == tokenizer.convert_tokens_to_ids(end)
+    assert value["tokenizer.ggml.add_bos_token"] == (kind in ("llama", "mistral"))
+    assert value["tokenizer.ggml.tokens"][: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert "{" in value["tokenizer.chat_template"]
+    asked = (to / "Modelfile").read_text(encoding="utf-8")
+    assert f'PARAMETER stop "{end}"' in asked and "{{ .Prompt }}" in asked and "<s>" not in asked
+
+
+def test_a_pickle_is_written_only_when_asked_for_and_with_a_warning(tmp_path, data, gpt2_folder, train, capsys):
+    train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1, *STEPS)
+    run = tmp_path / "runs" / "a"
+    export.main(export.parse(["--run", str(run), "--format", "pkl"]))
+    assert "pickle can run any code" in capsys.readouterr().out
+    assert (run / "final").exists() and (run / "export-pkl" / "model.pkl").stat().st_size > 1000
+    with pytest.raises(UsageError, match="exists"):
+        export.main(export.parse(["--run", str(run), "--format", "pkl"]))
+
+
+def test_an_export_that_differs_is_not_written(tmp_path, data, gpt2_folder, train, monkeypatch):
+    train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 2, *STEPS)
+    run = tmp_path / "runs" / "a"
+
+    def wrong(model):
+        for layer in lora_layers(model).values():
+            torch.nn.init.constant_(layer.lora_A, 0.3)
+        merge(model)
+
+    monkeypatch.setattr(export, "merge", wrong)
+    with pytest.raises(export.ExportDiffers):
+        export.main(export.parse(["--run", str(run), "--to", str(tmp_path / "x")]))
+    assert not (tmp_path / "x").exists()
+
+
+# -- 4-bit ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_is_4_bit_already(tmp_path, data, train):
+    """As unsloth/mistral-7b-instruct-v0.3-bnb-4bit is; its adapter is merged into another base, never into it."""
+    import bitsandbytes as bnb
+
+    full = folder_of("mistral", tmp_path / "full")
+    small = tmp_path / "small"
+    load_model(full, four_bit=True).save_pretrained(small)
+    AutoTokenizer.from_pretrained(full).save_pretrained(small)
+    model = load_model(small)
+    assert sum(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()) == 14
+    assert train("--model", small, "--run_name", "a", "--max_steps", 2, *STEPS, "--gradient_checkpointing") == 0
+    run = tmp_path / "runs" / "a"
+    with pytest.raises(UnsupportedModel, match="full-precision base"):
+        export.main(export.parse(["--run", str(run), "--to", str(tmp_path / "x")]))
+    adapter = str(run / "final")
+    assert export.main(export.parse(["--adapter", adapter, "--base", str(full), "--to", str(tmp_path / "x")])) == 0
+
+
+def test_4_bit_weights_are_nf4_with_double_quantisation_and_stay_as_they_are(tmp_path, data, train):
+    model = load_model(folder_of("llama", tmp_path / "base"), four_bit=True)
+    layer = model.model.layers[0].mlp.up_proj
+    assert layer.weight.quant_type == "nf4" and layer.weight.quant_state.nested
+    assert type(model.lm_head) is torch.nn.Linear
+    exact = load_model(tmp_path / "base")
+    ids = torch.arange(5, 40)[None]
+    difference = (model(ids).logits - exact(ids).logits).abs().max()
+    assert 0 < difference < 0.2 * exact(ids).logits.abs().max()
+
+
+def test_without_bitsandbytes_there_is_the_pip_line(tmp_path, monkeypatch):
+    base = folder_of("llama", tmp_path / "base")
+    monkeypatch.setattr("model.load.find_spec", lambda name: None)
+    with pytest.raises(ModelUnavailable, match="pip install bitsandbytes"):
+        load_model(base, four_bit=True)
+    with pytest.raises(UsageError, match="add --lora"):
+        TrainConfig(load_in_4bit=True)
+
+
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, data, train):
+    with pytest.raises(UsageError, match="lora_r does nothing"):
+        TrainConfig(lora_r=4)
+    with pytest.raises(UsageError, match="pocket was not"):
+        train("--model", "pocket", "--lora")
+
+
+def test_checkpointing_changes_no_gradient(tmp_path, data, gpt2_folder, train):
+    for name, more in (("a", ()), ("b", ("--gradient_checkpointing",))):
+        train("--model", gpt2_folder, "--run_name", name, "--max_steps", 3, *STEPS, *more)
+    assert [e["loss"] for e in logged(tmp_path / "runs/a")] == [e["loss"] for e in logged(tmp_path / "runs/b")]
+
+
+# -- adapters as things -----------------------------------------------------------------------------------------------
+
+
+def test_adapters_are_switched_in_the_loop_without_loading_the_base_again(tmp_path, data, train, capsys, monkeypatch):
+    base = folder_of("llama", tmp_path / "base")
+    for name, seed in (("a", 1), ("b", 2)):
+        train("--model", base, "--run_name", name, "--max_steps", 8, *STEPS, "--seed", seed)
+    alone = [asked(tmp_path / "runs" / name, capsys=capsys) for name in "ab"]
+    assert alone[0] != alone[1]
+    loaded = []
+    monkeypatch.setattr(generate, "load_model", lambda *args, **kw: loaded.append(args) or load_model(*args, **kw))
+    lines = iter(["Caneca azul", "/2", "Caneca azul", "/1", "Caneca azul", "sair"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
+    adapters = [str(tmp_path / "runs" / name) for name in "ab"]
+    args = [
+        "--adapter",
+        adapters[0],
+        "--adapter",
+        adapters[1],
+        "--greedy",
+        "--max_new_tokens",
+        "6",
+        "--base",
+        str(base),
+    ]
+    capsys.readouterr()
+    assert generate.main(generate.parse(args)) == 0
+    first, second, third = (part for part in capsys.readouterr().out.split("Now with") if part)
+    assert first == alone[0] == third.partition("\n")[2] and second.partition("\n")[2] == alone[1]
+    assert len(loaded) == 1
+    for wrong in (
+        ["--adapter", "x", "--run", "y"],
+        ["--base", "x"],
+        ["--adapter", "x", "--adapter", "y", "--title", "z"],
+    ):
+        with pytest.raises(SystemExit):
+            generate.parse(wrong)
+
+
+# -- real weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "lora-4bit"])
+def test_lora_teaches_stories260k_the_example_catalogue(tmp_path, train, capsys, four_bit):
+    base = shared_assets("weights", "stories260K-llama")
+    with gzip.open(ROOT / "examples" / "catalogue.json.gz", "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for line, _ in zip(lines, range(700), strict=False)]
+    records = [r for r in records if len(r.get("content", "")) > 80][:400]
+    write_data(tmp_path / "data", records[100:], records[:40], records[40:60])
+    args = ("--model", base, "--run_name", "a", "--batch_size", 8, "--eval_steps", 30, "--lora", "--lora_r", 16)
+    more = ("--load_in_4bit",) if four_bit else ()
+    assert train(*args, *more, "--max_steps", 60, "--lr", 0.01, "--template", "inst", "--language", "pt") == 0
+    run = tmp_path / "runs" / "a"
+    first, last = logged(run)[0]["loss"], logged(run)[-1]["val_loss"]
+    assert last < first - 1.0, (first, last)  # nats per answer token; 1.9 were seen
+    assert asked(run, capsys=capsys).strip()
