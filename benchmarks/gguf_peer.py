@@ -3,7 +3,7 @@
     pip install gguf llama-cpp-python            # the second is built from source: a compiler is needed
     python benchmarks/gguf_peer.py RUN [RUN ...] [--prompts 24] [--tokens 40]
 
-A RUN is a folder that train.py made. Each is exported as F16 and as Q8_0 by export.py; the table says for how many
+A RUN is a folder that train.py made. Each is exported as F32, F16 and Q8_0 by export.py; the table says for how many
 prompts llama.cpp makes the same tokens of the prompt, and the same greedy answer to it.
 """
 
@@ -47,12 +47,12 @@ def main() -> None:
         prompts = encoder.prompts(titles)
         sampling = Sampling(max_new_tokens=options.tokens, greedy=True)
         ours = [generate(model, [prompt], encoder.end_token, sampling)[0].ids for prompt in prompts]
-        for kind in ("f16", "q8_0"):
+        for kind in ("f32", "f16", "q8_0"):
             with tempfile.TemporaryDirectory() as folder:
                 to = Path(folder) / "export"
                 command = [sys.executable, ROOT / "export.py", "--run", run, "--to", to, "--format", "gguf"]
                 subprocess.run([*command, "--gguf_type", kind], check=True, stdout=subprocess.DEVNULL)
-                peer = Llama(str(to / "model.gguf"), n_ctx=256, verbose=False)
+                peer = Llama(str(to / "model.gguf"), n_ctx=256, type_k=0, type_v=0, verbose=False)  # cache in fp32
                 same_prompt = same_answer = compared = 0
                 for title, prompt, answer in zip(titles, prompts, ours, strict=True):
                     text = template.prompt_for(title).encode()

@@ -27,7 +27,7 @@ WORDS = {"": "gpt-2", SPLIT_LLAMA3: "llama-bpe", SPLIT_LLAMA3.replace("{1,3}", "
 def write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adds_bos: bool, path: Path, kind: str
 ) -> None:
-    """Write `path`; `kind` is "f16" or "q8_0" and holds for the matrices: vectors and norms stay fp32.
+    """Write `path`; `kind` is "f32", "f16" or "q8_0" and holds for the matrices: vectors and norms stay fp32.
 
     Raises `UnsupportedModel` for what llama.cpp would compute otherwise, `ModelUnavailable` without the package gguf.
     """
@@ -41,10 +41,10 @@ def write_gguf(
             f"GGUF is written for GPT-2, Llama, Mistral and Qwen2, not {config.model_type}: use --format safetensors."
         )
     architecture = ARCHITECTURES[config.model_type]
-    wanted = {"f16": gguf.GGMLQuantizationType.F16, "q8_0": gguf.GGMLQuantizationType.Q8_0}[kind]
+    wanted = gguf.GGMLQuantizationType[kind.upper()]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(Path(model.name_or_path or architecture).name)
-    writer.add_file_type({"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[kind])
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_shape(writer, model)
     add_tokenizer(writer, tokenizer, config.vocab_size, adds_bos)

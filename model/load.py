@@ -86,6 +86,11 @@ def load_model(
     if loading["missing_keys"]:
         raise ModelUnavailable(f"{name} lacks the weights {sorted(loading['missing_keys'])[:3]}: not a whole model.")
     check_supported(model.config, str(name))
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes repacks 4-bit weights at their first evaluation on such a CPU: rounded once more, so a
+            # resumed run would differ, and through a kernel without gradients, so training would silently be wrong.
+            module.support_avx512bf16_for_cpu = False
     if Path(name).is_dir():
         model.name_or_path = str(Path(name).resolve())  # adapters name their base by it, wherever they are read
     return model

@@ -95,7 +95,7 @@ def tiny_model(kind: str, tokenizer):
     torch.manual_seed(0)
     size = len(tokenizer)
     if kind == "gpt2":
-        return tiny_gpt2(size)
+        return tiny_gpt2(size, n_embd=64)
     shape = LLAMA_LIKE | {
         "vocab_size": size,
         "bos_token_id": tokenizer.bos_token_id,

@@ -16,7 +16,7 @@ import export
 import generate
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import load_model
-from model.lora import lora_layers, merge
+from model.lora import Lora, lora_layers, merge, wrap
 from run.cli import UsageError
 from run.config import TrainConfig
 from text.template import load_template
@@ -25,6 +25,7 @@ STEPS = ("--per_device_train_batch_size", 4, "--logging_steps", 1, "--lr", 0.01,
 
 
 def asked(run, *args, capsys) -> str:
+    """What generate.py prints for one title."""
     capsys.readouterr()
     options = ("--run", run, "--title", "Caneca azul", "--greedy", "--max_new_tokens", 6, "--device", "cpu", *args)
     assert generate.main(generate.parse([str(option) for option in options])) == 0
@@ -48,7 +49,7 @@ def test_train_resume_generate_export_reload(tmp_path, data, train, capsys, kind
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert [e["loss"] for e in logged(parts)] == [e["loss"] for e in logged(runs / "whole")]
-    assert logged(parts)[-1]["loss"] < logged(parts)[0]["loss"]
+    assert min(e["loss"] for e in logged(parts)[1:]) < logged(parts)[0]["loss"]
     assert not list(runs.rglob("model.safetensors"))  # the adapter, not the whole model
 
     asked(parts, capsys=capsys)
@@ -71,7 +72,7 @@ def test_tied_weights_are_exported_once(tmp_path, data, train, kind):
     assert "lm_head.weight" not in load_file(tmp_path / "x" / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind, type_", [("gpt2", "f16"), ("llama", "q8_0"), ("qwen2", "f16"), ("mistral", "f16")])
+@pytest.mark.parametrize("kind, type_", [("gpt2", "f16"), ("llama", "q8_0"), ("qwen2", "f32"), ("mistral", "f16")])
 def test_gguf_holds_weights_tokenizer_template_and_end(tmp_path, data, train, kind, type_):
     gguf = pytest.importorskip("gguf")
     base = folder_of(kind, tmp_path / "base")
@@ -149,6 +150,23 @@ def test_4_bit_weights_are_nf4_with_double_quantisation_and_stay_as_they_are(tmp
     assert 0 < difference < 0.2 * exact(ids).logits.abs().max()
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_evaluating_4_bit_weights_does_not_change_their_gradients(tmp_path, kind):
+    """bitsandbytes may repack them for some CPUs, in a form that has no backward pass."""
+    model = load_model(folder_of(kind, tmp_path / "base"), four_bit=True)
+    wrap(model, Lora())
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    ids, gradients = torch.arange(5, 40)[None], []
+    for _ in range(2):
+        model.zero_grad()
+        model.train()(ids, labels=ids).loss.backward()
+        gradients.append([layer.lora_A.grad.clone() for layer in lora_layers(model).values()])
+        with torch.inference_mode():
+            model.eval()(ids)
+    assert all(torch.equal(before, after) for before, after in zip(*gradients, strict=True))
+
+
 def test_without_bitsandbytes_there_is_the_pip_line(tmp_path, monkeypatch):
     base = folder_of("llama", tmp_path / "base")
     monkeypatch.setattr("model.load.find_spec", lambda name: None)
@@ -175,9 +193,9 @@ def test_checkpointing_changes_no_gradient(tmp_path, data, gpt2_folder, train):
 
 
 def test_adapters_are_switched_in_the_loop_without_loading_the_base_again(tmp_path, data, train, capsys, monkeypatch):
-    base = folder_of("llama", tmp_path / "base")
-    for name, seed in (("a", 1), ("b", 2)):
-        train("--model", base, "--run_name", name, "--max_steps", 8, *STEPS, "--seed", seed)
+    base = folder_of("qwen2", tmp_path / "base")
+    for name, steps in (("a", 1), ("b", 6)):
+        train("--model", base, "--run_name", name, "--max_steps", steps, *STEPS)
     alone = [asked(tmp_path / "runs" / name, capsys=capsys) for name in "ab"]
     assert alone[0] != alone[1]
     loaded = []
