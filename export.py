@@ -22,7 +22,7 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: export-FORMAT in the run's folder")
     parser.add_argument("--format", choices=("safetensors", "pkl", "gguf"), default="safetensors", help="[safetensors]")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="[float32]")
-    parser.add_argument("--gguf_type", choices=("f32", "f16", "q8_0"), default="f16", help="of the matrices in GGUF [f16]")
+    parser.add_argument("--gguf_type", choices=("f32", "f16", "q8_0"), default="f16", help="of GGUF matrices [f16]")
     options = parser.parse_args(args)
     if options.run and options.adapter:
         parser.error("give --run or --adapter, not both.")

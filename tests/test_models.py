@@ -12,13 +12,14 @@ from kinds import TOKENIZERS, folder_of
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import evaluate
 import export
 import generate
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import load_model
 from model.lora import Lora, lora_layers, merge, wrap
 from run.cli import UsageError
-from run.config import TrainConfig
+from run.config import TrainConfig, read_recipe
 from text.template import load_template
 
 STEPS = ("--per_device_train_batch_size", 4, "--logging_steps", 1, "--lr", 0.01, "--lora")
@@ -227,6 +228,44 @@ def test_adapters_are_switched_in_the_loop_without_loading_the_base_again(tmp_pa
     ):
         with pytest.raises(SystemExit):
             generate.parse(wrong)
+
+
+# -- bases side by side -----------------------------------------------------------------------------------------------
+
+
+def test_bases_are_compared_in_one_table(tmp_path, data, capsys):
+    folders = [str(folder_of(kind, tmp_path / kind)) for kind in ("qwen2", "bert")]
+    args = ["--compare", *folders, "--max_steps", "2", "--lora", "--max_samples", "4", "--max_new_tokens", "4"]
+    args += ["--data", str(data), "--output_dir", str(tmp_path / "runs"), "--device", "cpu"]
+    assert evaluate.main(evaluate.parse(args)) == 0
+    (report,) = (tmp_path / "runs").glob("compare-*/comparison.md")
+    lines = [line for line in report.read_text(encoding="utf-8").splitlines() if line.startswith("| /")]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [f for f in folders for _ in (0, 1)]
+    for before, after in zip(lines[::2], lines[1::2], strict=True):
+        before, after = before.split("|"), after.split("|")
+        assert float(before[3]) > 0 < float(after[3]) and not before[6].strip()
+        assert 1000 < int(after[6].replace(",", "")) < 30_000  # the adapters alone
+    capsys.readouterr()
+    args[1] = "no_such_model"
+    assert evaluate.main(evaluate.parse(args)) == 3
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+KINDS = {"distilgpt2": "gpt2", "tinyllama": "llama", "mistral": "mistral", "qwen2.5": "qwen2", "bert": "bert"}
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_each_recipe_is_understood_and_can_be_planned(tmp_path, data, train, capsys, recipe):
+    """With a tiny model of the same kind in the place of the one that it names."""
+    assert recipe.read_text(encoding="utf-8").startswith("#")
+    kind = KINDS[recipe.stem.split("-")[0]]
+    assert train("--recipe", recipe, "--model", folder_of(kind, tmp_path / "base"), "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert "checkpoint" in plan and not (tmp_path / "runs").exists()
+    named = read_recipe(recipe)
+    assert {"model_name_or_path", "max_length", "learning_rate"} <= set(named)
+    assert named.get("template", "qa") in ("qa", "inst", "chat", "hf")
 
 
 # -- real weights -----------------------------------------------------------------------------------------------------
