@@ -94,6 +94,13 @@ def test_gguf_holds_weights_tokenizer_template_and_end(tmp_path, data, train, ki
     assert value["tokenizer.ggml.add_bos_token"] == (kind in ("llama", "mistral"))
     assert value["tokenizer.ggml.tokens"][: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert "{" in value["tokenizer.chat_template"]
+    if kind == "llama":  # the rotary halves of a head by turns, as llama.cpp wants them
+        query = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_q.weight")
+        rows = load_model(tmp_path / "runs" / "a" / "final")
+        merge(rows)
+        expected = rows.model.layers[0].self_attn.q_proj.weight.detach()[[0, 8, 1, 9]]  # heads of 16
+        written = torch.from_numpy(gguf.quants.dequantize(query.data, query.tensor_type)[:4].copy())
+        torch.testing.assert_close(written, expected, rtol=0, atol=1e-3)
     asked = (to / "Modelfile").read_text(encoding="utf-8")
     assert f'PARAMETER stop "{end}"' in asked and "{{ .Prompt }}" in asked and "<s>" not in asked
 
