@@ -2,9 +2,11 @@
 
     python evaluate.py                    the newest run, on 300 records of data/test.jsonl
     python evaluate.py --run NAME --max_samples 1000
+    python evaluate.py --compare Qwen/Qwen2.5-0.5B TinyLlama/TinyLlama_v1.1 google-bert/bert-base-cased --lora
 
 Both models are loaded from the disk, one after the other, and get the same records, the same prompts and the same
-greedy decoding. The table is printed and saved in the run's folder, as metrics.json and evaluation.md.
+greedy decoding. The table is printed and saved in the run's folder, as metrics.json and evaluation.md. `--compare` puts
+bases side by side: as they come, and after the same few steps of train.py, each in a process of its own.
 """
 
 from pathlib import Path
@@ -23,7 +25,18 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="answers written at once [32]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="facts of the titles; default: the example's")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="MODEL", help="bases side by side, before and after --max_steps"
+    )
+    parser.add_argument("--max_steps", type=int, metavar="N", help="with --compare: steps for each [100]")
+    parser.add_argument("--lora", action="store_true", help="with --compare: adapters instead of every weight")
     options = parser.parse_args(args)
+    if options.compare and options.run:
+        parser.error("give --run or --compare, not both.")
+    if not options.compare and (options.lora or options.max_steps):
+        parser.error("--lora and --max_steps are for the training of --compare.")
+    if options.max_steps is not None and options.max_steps < 1:
+        parser.error("--max_steps is at least 1.")
     if min(options.max_samples, options.max_new_tokens, options.batch_size) < 1:
         parser.error("--max_samples, --max_new_tokens and --batch_size are at least 1.")
     return options
@@ -32,7 +45,11 @@ def parse(args: list[str] | None = None):
 if __name__ == "__main__":
     OPTIONS = parse()  # before torch is imported, so that --help answers at once
 
+import json
 import math
+import subprocess
+import sys
+import time
 
 from sacrebleu import corpus_chrf
 
@@ -43,16 +60,19 @@ from model.sample import Sampling, generate
 from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of, write_json
 from run.config import TrainConfig, from_json
 from run.device import Machine, pick_machine
-from text.answer import decode
+from text.answer import decode, stop_rule
 from text.batch import Encoder, flat_batches
 from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
+from text.question import held_out_questions
 from text.stream import RecordFile
-from text.template import Template, load_template
+from text.template import Template, fit_tokenizer, load_template
 
+TRAIN = Path(__file__).parent / "train.py"
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
 # key, how it is called, its format, and whether more is better
 ROWS = [
     ("loss", "loss, nats per answer token", ".4f", "lower"),
+    ("question_loss", "the same, asked by a question in a form never trained on", ".4f", "lower"),
     ("perplexity", "perplexity", ".1f", "lower"),
     ("bits_per_character", "bits per character", ".3f", "lower"),
     ("chrf", "chrF", ".1f", "higher"),
@@ -64,7 +84,20 @@ ROWS = [
 ]
 
 
+# of --compare
+COMPARED = [
+    ("bits_per_character", "bits per character", ".3f"),
+    ("chrf", "chrF", ".1f"),
+    ("stopped", "stopped by itself", ".0%"),
+    ("trainable_parameters", "trainable parameters", ",d"),
+    ("answer_tokens_per_second", "answer tokens/s in training", ",.0f"),
+    ("peak_memory_bytes", "peak memory in training, bytes", ",d"),
+]
+
+
 def main(options) -> int:
+    if options.compare:
+        return compare(options)
     run = find_run(options.run, options.output_dir)
     config = from_json(read_run(run)["options"], str(run / CONFIG))
     data = options.data_dir or Path(config.data_dir)
@@ -93,22 +126,28 @@ def measure(
     source: str | Path, template: Template, records: list[dict], config: TrainConfig, machine: Machine, options
 ) -> tuple[dict[str, float], list[str]]:
     """One model, loaded from the disk: its numbers and its answers."""
-    model, tokenizer = load_model(source).to(machine.device), load_tokenizer(source)
+    model = load_model(source, four_bit=config.load_in_4bit, compute_dtype=machine.dtype).to(machine.device)
+    tokenizer = load_tokenizer(source)
+    fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length)
     rows = encoder.rows(records)
+    asked = encoder.rows(held_out_questions(records, template.held_out))
     use_flat_attention(model)
     with machine.autocast():
         loss = mean_loss(model, flat_batches(rows, 4096))
+        question_loss = mean_loss(model, flat_batches(asked, 4096))
     tokens = sum(max(0, len(row.ids) - row.first_supervised) for row in rows)
     characters = sum(len(decode(tokenizer, row.ids[row.first_supervised :])) for row in rows)
 
     use_padded_attention(model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True)
     prompts = encoder.prompts([record["title"] for record in records])
-    answers = generate(model, prompts, tokenizer.eos_token_id, sampling, options.batch_size)
-    texts = [decode(tokenizer, answer.ids) for answer in answers]
+    rule = stop_rule(tokenizer, template.stop)
+    answers = generate(model, prompts, encoder.end_token, sampling, options.batch_size, rule)
+    texts = [decode(tokenizer, answer.ids, template.stop) for answer in answers]
     return {
         "loss": loss,
+        "question_loss": question_loss,
         "perplexity": math.exp(loss),
         # of the answer and its end token; characters, unlike tokens, are the same for every tokenizer
         "bits_per_character": loss * tokens / math.log(2) / max(1, characters),
@@ -116,7 +155,42 @@ def measure(
         "distinct_2": distinct_n(texts, 2),
         "repetition_rate": repetition_rate(texts, 4),
         "stopped": sum(answer.stopped for answer in answers) / len(answers),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }, texts
+
+
+def compare(options) -> int:
+    """Each base before any training, and after the same steps on the same records: one table, and samples."""
+    folder = options.output_dir / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    file = RecordFile((options.data_dir or Path("data")) / f"{options.split}.jsonl")
+    records = [file[i] for i in range(min(len(file), options.max_samples))]
+    lines, samples, steps = [], [], options.max_steps or 100
+    for number, name in enumerate(options.compare, start=1):
+        command = [sys.executable, TRAIN, "--model", name, "--run_name", str(number), "--max_steps", str(steps)]
+        command += ["--output_dir", folder, "--data", file.path.parent, "--device", options.device]
+        trained = subprocess.run([*command, *(["--lora"] if options.lora else [])])
+        if trained.returncode:
+            return trained.returncode  # train.py has said why
+        run = folder / str(number)
+        config, weights = from_json(read_run(run)["options"], str(run / CONFIG)), weights_of(run)
+        machine, template = pick_machine(options.device, config.precision), load_template(weights)
+        log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        for when, source in (("before", base_model_of(run)), (f"after {steps} steps", weights)):
+            results, answers = measure(source, template, records, config, machine, options)
+            results |= {key: log[-1][key] for key in ("answer_tokens_per_second", "peak_memory_bytes")}
+            shown = [key for key, *_ in COMPARED[: 3 if when == "before" else None]]
+            cells = [format(results[key], form) if key in shown else "" for key, _, form in COMPARED]
+            lines.append(f"| {name} | {when} | {' | '.join(cells)} |")
+            samples += [
+                f"* {name}, {when}, {table_cell(r['title'])}: {table_cell(a)}"
+                for r, a in zip(records[:2], answers, strict=False)
+            ]
+    head = ["base", "when", *(label for _, label, _ in COMPARED)]
+    table = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * len(COMPARED), *lines]
+    report = "\n".join([f"## Bases on {len(records)} records of {options.split}", "", *table, "", *samples]) + "\n"
+    (folder / "comparison.md").write_text(report, encoding="utf-8")
+    print(f"\n{report}\nSaved {folder / 'comparison.md'}.")
+    return 0
 
 
 def markdown(results: dict[str, dict], records: list[dict], answers: dict[str, list[str]], split: str) -> str:

@@ -1,10 +1,11 @@
 """Ask a trained model for descriptions.
 
-    python generate.py                            the interactive loop, with the newest run
-    python generate.py --title "Blue ceramic mug" --title "Caneca azul"
-    python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
-    python generate.py --before                   the same, with the model as it was before training
-    python generate.py --sources 3                lists under each answer the products that it can be checked against
+python generate.py                            the interactive loop, with the newest run
+python generate.py --title "Blue ceramic mug" --title "Caneca azul"
+python generate.py --question "Fale sobre a caneca azul"
+python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
+python generate.py --before                   the same, with the model as it was before training
+python generate.py --sources 3                lists under each answer the products that it can be checked against
 """
 
 import sys
@@ -17,8 +18,17 @@ def parse(args: list[str] | None = None):
     parser = Parser(prog="generate.py", usage="python generate.py [options]", description="Descriptions from titles.")
     parser.add_argument("--run", metavar="NAME|PATH", help="the run to ask; default: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
+    parser.add_argument("--adapter", action="append", metavar="FOLDER", help="an adapter or LoRA run, instead of --run")
+    parser.add_argument("--base", metavar="MODEL", help="put the adapters on this base, not on the one they name")
+    parser.add_argument("--load_in_4bit", action="store_true", help="the base in NF4; a run in 4-bit needs no reminder")
     parser.add_argument("--before", action="store_true", help="ask the base model, as it was before training")
-    parser.add_argument("--title", action="append", metavar="TEXT", help="a title; may be given several times")
+    parser.add_argument(
+        "--title",
+        "--question",
+        action="append",
+        metavar="TEXT",
+        help="a title or a question; may be given several times",
+    )
     parser.add_argument("--titles", type=Path, metavar="FILE", help="a title a line; JSONL goes to standard output")
     parser.add_argument("--sources", type=int, default=0, metavar="K", help="list the K nearest products [0]")
     parser.add_argument("--grounded", action="store_true", help="put the nearest product's content into the prompt")
@@ -38,6 +48,12 @@ def parse(args: list[str] | None = None):
         options.no_repeat_ngram_size = 0 if options.greedy else 4
     if options.title and not all(map(str.strip, options.title)):
         parser.error("--title is empty.")
+    if options.adapter and (options.run or options.before):
+        parser.error("give --adapter or --run, and --before only with a run.")
+    if len(options.adapter or ()) > 1 and (options.title or options.titles):
+        parser.error("several adapters are for the interactive loop; name one to answer --title or --titles.")
+    if options.base and not options.adapter:
+        parser.error("--base says on what an --adapter is put; there is none.")
     if options.title and options.titles:
         parser.error("give --title or --titles, not both.")
     if options.greedy and options.num_return_sequences > 1:
@@ -59,26 +75,36 @@ if __name__ == "__main__":
 import json
 from collections.abc import Iterator
 
+from model.adapter import adapter_base, is_adapter, load_adapter
 from model.load import context_length, load_model, load_tokenizer
+from model.lora import unwrap
 from model.sample import Sampling, generate, tokens_of
-from run.checkpoint import base_model_of, find_run, read_json, weights_of
+from run.checkpoint import base_model_of, find_run, read_run, weights_of
 from run.device import pick_machine
-from text.answer import StableText, decode
+from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
 from text.catalogue import Catalogue, Product
 from text.errors import DataError
-from text.template import load_template
+from text.template import QA, fit_tokenizer, load_template
 
 
 def main(options) -> int:
     titles = read_titles(options.titles) if options.titles else options.title
-    run = find_run(options.run, options.output_dir)
-    sources = Sources(options.data or data_of(run), options.sources, options.grounded)
-    weights = weights_of(run)
-    source = base_model_of(run) if options.before else weights
-    model, tokenizer = load_model(source), load_tokenizer(source)
-    model.to(pick_machine(options.device).device)
-    encoder = Encoder(tokenizer, load_template(weights), max_length=0)  # the run's own template, before and after
+    machine, adapters = pick_machine(options.device), [adapter_folder(name, options) for name in options.adapter or ()]
+    if adapters:
+        weights, four_bit, data = adapters[0], options.load_in_4bit, options.data or Path("data")
+        source = options.base or adapter_base(weights)
+    else:
+        run = find_run(options.run, options.output_dir)
+        weights, data = weights_of(run), options.data or data_of(run)
+        source = base_model_of(run) if options.before else weights
+        four_bit = options.load_in_4bit or read_run(run)["options"].get("load_in_4bit", False)
+    sources = Sources(data, options.sources, options.grounded)
+    model = load_model(source, four_bit=four_bit, compute_dtype=machine.dtype).to(machine.device)
+    if adapters:
+        load_adapter(model, weights)
+    encoder = encoder_for(weights, source)
+    tokenizer, template = encoder.tokenizer, encoder.template
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         greedy=options.greedy,
@@ -96,7 +122,7 @@ def main(options) -> int:
 
     if titles is None and sys.stdin.isatty():
         print(f"{source}  (/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
-        return converse(model, encoder, sampling, copies, sources)
+        return converse(model, encoder, sampling, copies, sources, adapters)
     if titles is None:
         titles = piped_titles()
     if not titles:
@@ -109,9 +135,9 @@ def main(options) -> int:
     found = [sources.nearest(title) for title in titles]
     prompts = encoder.prompts(titles, [sources.context(products) for products in found], window)
     prompts = [prompt for prompt in prompts for _ in range(copies)]
-    answers = generate(model, prompts, tokenizer.eos_token_id, sampling)
+    answers = generate(model, prompts, encoder.end_token, sampling, stop_rule=stop_rule(tokenizer, template.stop))
     for i, answer in enumerate(answers):
-        text = decode(tokenizer, answer.ids)
+        text = decode(tokenizer, answer.ids, template.stop)
         products = found[i // copies]
         entry = {"title": titles[i // copies], "answer": text, "stopped": answer.stopped}
         if options.sources:
@@ -124,11 +150,23 @@ def main(options) -> int:
     return 0
 
 
-def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources") -> int:
-    """The interactive loop: a title in, an answer streamed out; /sources [K] lists what it can be checked against."""
+def converse(
+    model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources", adapters: list[Path]
+) -> int:
+    """The interactive loop: a title or a question in, an answer streamed out.
+
+    /sources [K] lists what it can be checked against, /2 goes on with the second adapter.
+    """
+    for number, folder in enumerate(adapters, start=1):
+        print(f"/{number}  {folder}", file=sys.stderr)
     asked = 0
     try:
-        while (title := input("\nTitle> ").strip()).lower() not in ("sair", "quit", "exit"):
+        while (title := input("\nTitle or question> ").strip()).lower() not in ("sair", "quit", "exit"):
+            if title in (f"/{number + 1}" for number in range(len(adapters))):
+                folder = adapters[int(title[1:]) - 1]
+                encoder = switch_adapter(model, encoder, folder)
+                print(f"Now with {folder}.")
+                continue
             if title.split()[:1] == ["/sources"]:
                 print(sources.switch(title.removeprefix("/sources").strip()), file=sys.stderr)
                 continue
@@ -144,16 +182,41 @@ def answer_aloud(model, encoder: Encoder, title: str, sampling: Sampling, number
     """Print the answer to `title` as it is written, and its sources if they are wanted."""
     products = sources.nearest(title)
     prompts = encoder.prompts([title], [sources.context(products)], context_length(model.config))
-    for piece in answer_pieces(model, encoder.tokenizer, prompts, sampling, number):
+    for piece in answer_pieces(model, encoder, prompts, sampling, number):
         print(piece, end="", flush=True)
     print()
     sources.show(products)
 
 
-def answer_pieces(model, tokenizer, prompts: list[list[int]], sampling: Sampling, number: int) -> Iterator[str]:
+def switch_adapter(model, encoder: Encoder, folder: Path) -> Encoder:
+    """Another adapter over the same base, which stays in memory; returns the encoder with its template."""
+    unwrap(model)
+    load_adapter(model, folder)
+    return encoder_for(folder, model.name_or_path)
+
+
+def encoder_for(weights: Path, source: str | Path) -> Encoder:
+    """The template of `weights`, before and after training the same, with the tokenizer of `source`."""
+    tokenizer, template = load_tokenizer(source), load_template(weights, default=QA)
+    fit_tokenizer(tokenizer, template)
+    return Encoder(tokenizer, template, max_length=0)
+
+
+def adapter_folder(name: str, options) -> Path:
+    """The folder of an adapter: itself, or what a LoRA run of that name or path saved. Raises `UsageError`."""
+    folder = Path(name) if is_adapter(name) else weights_of(find_run(name, options.output_dir))
+    if not is_adapter(folder):
+        raise UsageError(f"{name} holds a whole model, not an adapter: use --run {name}.")
+    return folder
+
+
+def answer_pieces(
+    model, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, number: int
+) -> Iterator[str]:
     """The answer to the one prompt as it is written, in pieces that can be printed as they come."""
-    text = StableText(tokenizer)
-    for (token,) in tokens_of(model, prompts, tokenizer.eos_token_id, sampling, numbers=[number]):
+    stop = encoder.template.stop
+    text, rule = StableText(encoder.tokenizer, stop), stop_rule(encoder.tokenizer, stop)
+    for (token,) in tokens_of(model, prompts, encoder.end_token, sampling, [number], rule):
         yield text.feed(token)
     yield text.rest()
 
@@ -209,7 +272,7 @@ class Sources:
 
 def data_of(run: Path) -> Path:
     """The folder that a run was trained on."""
-    return Path(read_json(run / "train_config.json")["options"].get("data_dir", "data"))
+    return Path(read_run(run)["options"].get("data_dir", "data"))
 
 
 def read_titles(path: Path) -> list[str]:

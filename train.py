@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
+from model.lora import Lora, wrap
 from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run import checkpoint as runs
@@ -34,13 +35,14 @@ from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
 from run.ranks import start_ranks
 from run.stop import StopRequest
-from text.answer import decode
+from text.answer import decode, stop_rule
 from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
 from text.bpe import train_bpe
 from text.outputs import settle
 from text.prepare import prepare
+from text.question import with_questions
 from text.stream import RecordFile, records_of_steps, steps_per_epoch
-from text.template import QA, load_template
+from text.template import choose_template, fit_tokenizer, load_template
 
 EXAMPLE_CATALOGUE = Path(__file__).parent / "examples" / "catalogue.json.gz"
 
@@ -57,6 +59,8 @@ def main(command: Command) -> int:
     machine = pick_machine(config.device, config.precision)
     device = machine.device
     name, reason = ranks.from_main(lambda: models.choose_model(config.model_name_or_path, device.type == "cuda"))
+    if config.lora and name == models.POCKET:
+        raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == models.POCKET)
 
     # ---- data: three JSONL files, read from disk as they are needed
@@ -72,26 +76,32 @@ def main(command: Command) -> int:
         raise UsageError(f"{run} is trained on another {changed} than the one in {data}: point --data at that one.")
 
     # ---- model, tokenizer and template: from the checkpoint, from the hub or a folder, or from nothing
-    if weights := checkpoint or (run / "base" if run and name == models.POCKET else None):
-        model, tokenizer = models.load_model(weights, config.dropout), models.load_tokenizer(weights)
-        template = load_template(weights)
-    elif name == models.POCKET:
-        template = QA
+    weights = checkpoint or (run / "base" if run and name == models.POCKET else None)
+    if weights or name != models.POCKET:
+        model = models.load_model(weights or name, config.dropout, config.load_in_4bit, machine.dtype)
+        tokenizer = models.load_tokenizer(weights or name)
+        template = load_template(weights) if weights else choose_template(config.template, config.language, tokenizer)
+    else:
+        template = choose_template(config.template, config.language)
         some = islice(train_file, 50_000)
         texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
         tokenizer = train_bpe(texts, models.POCKET_VOCABULARY)
         model = models.pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
-    else:
-        template, model, tokenizer = QA, models.load_model(name, config.dropout), models.load_tokenizer(name)
     models.check_window(model.config, config.max_length, name)
-    tokenizer.chat_template = template.chat_template()
+    if config.lora and not checkpoint:
+        targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
+        lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
+        wrap(model, lora, config.seed)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     check_flat_loss(model.to(device), sample_batch().to(device), name)
     use_flat_attention(model)
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         lr=config.learning_rate,
@@ -118,16 +128,16 @@ def main(command: Command) -> int:
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
     val_batches = flat_batches(encoder.rows(val_records), micro_batch_tokens)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, trainable = model.num_parameters(), sum(p.numel() for p in trained)
     sample = encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])
     if not any(len(row.ids) > row.first_supervised for row in sample):
         raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
     tokens_a_record = sum(len(row.ids) for row in sample) / len(sample)
-    checkpoint_bytes = 12 * parameters  # fp32 weights and the two moments of AdamW
+    checkpoint_bytes = 12 * trainable  # fp32 weights and the two moments of AdamW
     kept = config.save_total_limit + config.load_best_model_at_end
     free = runs.check_free_space(Path(config.output_dir), runs.disk_needed(checkpoint_bytes, kept))
     plan = [
-        ("model", f"{name} ({reason}), {short(parameters)} parameters"),
+        ("model", f"{name} ({reason}), {short(parameters)} parameters, {short(trainable)} trained"),
         ("device", f"{machine.name}, {machine.precision}"),
         ("records", f"{len(train_file):,} in {data / 'train.jsonl'}, {len(val_records):,} to validate on"),
         ("steps", f"{total_steps:,} of {records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
@@ -146,10 +156,10 @@ def main(command: Command) -> int:
 
     def describe(titles: list[str]) -> list[str]:
         use_padded_attention(model)
-        prompts = encoder.prompts(titles)
-        answers = generate(model, ranks.share(prompts), tokenizer.eos_token_id, Sampling(greedy=True))
+        prompts, rule = ranks.share(encoder.prompts(titles)), stop_rule(tokenizer, template.stop)
+        answers = generate(model, prompts, encoder.end_token, Sampling(greedy=True), stop_rule=rule)
         use_flat_attention(model)
-        return ranks.collect([decode(tokenizer, answer.ids) for answer in answers])
+        return ranks.collect([decode(tokenizer, answer.ids, template.stop) for answer in answers])
 
     test_file = RecordFile(data / "test.jsonl", may_be_empty=True)
     shown = min(3, len(test_file))
@@ -175,6 +185,7 @@ def main(command: Command) -> int:
     finite = FiniteCheck(run, config.max_skipped_steps, at.skipped_steps, at.skipped_in_a_row)
     metrics = MetricsFile(run / "metrics.jsonl", resumed_at=done) if ranks.is_main else None
     steps = records_of_steps(train_file, records_per_step, config.seed, done, total_steps)
+    steps = with_questions(steps, template.questions, config.question_share, config.seed, done)
     if checkpoint and "micro_batch_tokens" not in command.given:
         micro_batch_tokens = at.micro_batch_tokens
     batches = step_batches(steps, encoder, micro_batch_tokens, ranks.rank, ranks.size)

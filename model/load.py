@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedConfig,
@@ -17,20 +19,12 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from model.adapter import adapter_base, is_adapter, load_adapter, save_adapter
+from model.errors import ModelUnavailable, UnsupportedModel
+from model.lora import lora_layers
+
 POCKET = "pocket"
 POCKET_VOCABULARY = 3072
-
-
-class ModelUnavailable(RuntimeError):
-    """The model cannot be had on this machine as it is. The message says what to do."""
-
-    exit_code = 3
-
-
-class UnsupportedModel(ValueError):
-    """The model was found, but Vitrine's loop cannot train it correctly."""
-
-    exit_code = 2
 
 
 def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:
@@ -47,16 +41,35 @@ def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:
     return "distilgpt2", "there is a GPU"
 
 
-def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
-    """A causal language model with fp32 weights, in eval mode, on the CPU.
+def load_model(
+    name: str | Path,
+    dropout: float = 0.0,
+    four_bit: bool = False,
+    compute_dtype: torch.dtype = torch.float32,
+    base: str | None = None,
+) -> PreTrainedModel:
+    """A causal language model with fp32 weights, in eval mode, on the CPU; of an adapter's folder base and adapter.
 
-    Raises `ModelUnavailable` when the weights cannot be had, `UnsupportedModel` when the loop cannot train them.
+    `four_bit` rounds the linear layers of the blocks to NF4 (Dettmers et al., "QLoRA", 2023) while they are loaded,
+    with double quantisation; they compute in `compute_dtype`. A checkpoint that is 4-bit already stays so. `base` is
+    used instead of the base that an adapter names. Raises `ModelUnavailable` when the weights cannot be had,
+    `UnsupportedModel` when the loop cannot train them.
     """
+    if is_adapter(name):
+        model = load_model(base or adapter_base(name), dropout, four_bit, compute_dtype)
+        load_adapter(model, Path(name))
+        return model
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        set_dropout(config, dropout)
-        if getattr(config, "activation_function", None) == "gelu_new":
-            config.activation_function = "gelu_pytorch_tanh"  # the same formula in one kernel instead of eight
+    except Exception as error:  # the hub, the network, the disk and the parsers each raise their own
+        raise unavailable(name, error) from error
+    if config.model_type == "bert":
+        config.is_decoder = True  # causal: it reads from left to right, as a baseline for decoders
+    set_dropout(config, dropout)
+    if getattr(config, "activation_function", None) == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same formula in one kernel instead of eight
+    options = quantisation(config, four_bit, compute_dtype, str(name))
+    try:
         with quiet(when=Path(name).is_dir()):
             model, loading = AutoModelForCausalLM.from_pretrained(
                 name,
@@ -66,8 +79,9 @@ def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
                 use_safetensors=True,  # a pickle is never opened
                 trust_remote_code=False,
                 output_loading_info=True,
+                **options,
             )
-    except Exception as error:  # the hub, the network, the disk and the parsers each raise their own
+    except Exception as error:
         raise unavailable(name, error) from error
     if loading["missing_keys"]:
         raise ModelUnavailable(f"{name} lacks the weights {sorted(loading['missing_keys'])[:3]}: not a whole model.")
@@ -75,22 +89,59 @@ def load_model(name: str | Path, dropout: float = 0.0) -> PreTrainedModel:
     for parameter in model.parameters():
         # Out of the file, which is mapped into memory: Windows could not remove an old checkpoint that is still open.
         parameter.data = parameter.data.clone()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes repacks 4-bit weights at their first evaluation on such a CPU: rounded once more, so a
+            # resumed run would differ, and through a kernel without gradients, so training would silently be wrong.
+            module.support_avx512bf16_for_cpu = False
+    if Path(name).is_dir():
+        model.name_or_path = str(Path(name).resolve())  # adapters name their base by it, wherever they are read
     return model
 
 
+def quantisation(config: PreTrainedConfig, four_bit: bool, compute_dtype: torch.dtype, name: str) -> dict:
+    """What `from_pretrained` needs for 4-bit weights; nothing for others.
+
+    Raises `UnsupportedModel` for another kind of quantisation, `ModelUnavailable` without bitsandbytes.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if stored is None and not four_bit:
+        return {}
+    if stored is not None and not stored.get("load_in_4bit"):
+        raise UnsupportedModel(f"{name} is quantised by {stored.get('quant_method')}; only bitsandbytes 4-bit is read.")
+    if find_spec("bitsandbytes") is None:
+        raise ModelUnavailable("4-bit weights need the package bitsandbytes. Install it: pip install bitsandbytes")
+    if stored is not None:
+        stored["bnb_4bit_compute_dtype"] = str(compute_dtype).removeprefix("torch.")
+        return {}
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+    return {"quantization_config": nf4}
+
+
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model. Raises `ModelUnavailable` or `UnsupportedModel`."""
+    """The tokenizer of a model, of an adapter that of its base. Raises `ModelUnavailable` or `UnsupportedModel`."""
+    if is_adapter(name):
+        return load_tokenizer(adapter_base(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise unavailable(name, error) from error
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:  # BERT's [CLS] text [SEP]
+        tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
         raise UnsupportedModel(f"The tokenizer of {name} has no fast version or no end token; choose another model.")
     return tokenizer
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder in safetensors, the tokenizer's files included."""
+    """A Hugging Face folder in safetensors, the tokenizer's files included; with LoRA the adapter alone."""
+    if lora_layers(model):
+        return save_adapter(model, folder)
     with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -135,7 +186,14 @@ def check_window(config: PreTrainedConfig, max_length: int, name: str) -> None:
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
-    for key in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout"):
+    for key in (
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "attention_dropout",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+    ):
         if hasattr(config, key):
             setattr(config, key, dropout)
 

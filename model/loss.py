@@ -26,7 +26,7 @@ def summed_loss(model: PreTrainedModel, batch) -> Tensor:
     hardly moves the loss but turns the gradients.
     """
     hidden = flat_hidden(model, batch)
-    return linear_cross_entropy(hidden[batch.rows], model.get_output_embeddings().weight, batch.targets)
+    return linear_cross_entropy(*head_of(model, hidden[batch.rows]), batch.targets)
 
 
 def flat_hidden(model: PreTrainedModel, batch) -> Tensor:
@@ -65,6 +65,16 @@ def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
             f"{name} ({model.config.model_type}) does not compute the same on a flat batch as on each record alone, "
             "so it would be trained wrongly. GPT-2, Llama, Qwen2 and Mistral work, and many models like them."
         )
+
+
+def head_of(model: PreTrainedModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """`hidden` (S, d) -> what the head multiplies: rows (S, d) and its weight (V, d). A bias is one more column."""
+    head = model.get_output_embeddings()
+    if model.config.model_type == "bert":
+        hidden = model.cls.predictions.transform(hidden)
+    if head.bias is None:
+        return hidden, head.weight
+    return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1), torch.cat([head.weight, head.bias[:, None]], 1)
 
 
 @torch.inference_mode()

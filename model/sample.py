@@ -4,7 +4,7 @@ Each answer has a random stream of its own, keyed by (seed, its number), so it d
 happened to share its batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,32 +31,44 @@ class Sampling:
 @dataclass(frozen=True)
 class Answer:
     ids: list[int]  # without the end token
-    stopped: bool  # by the end token, not by the length
+    stopped: bool  # by the end token or the stop rule, not by the length
 
 
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel, prompts: list[list[int]], end_token: int, sampling: Sampling, batch_size: int = 32
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    end_token: int,
+    sampling: Sampling,
+    batch_size: int = 32,
+    stop_rule: Callable[[list[int]], bool] | None = None,
 ) -> list[Answer]:
-    """One `Answer` for each prompt, in order."""
+    """One `Answer` for each prompt, in order. `stop_rule` may end an answer by what has been written of it."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths share a batch: less padding
     answers: list[Answer | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         ids: list[list[int]] = [[] for _ in chosen]
-        for tokens in tokens_of(model, [prompts[i] for i in chosen], end_token, sampling, numbers=chosen):
+        some = [prompts[i] for i in chosen]
+        for tokens in tokens_of(model, some, end_token, sampling, numbers=chosen, stop_rule=stop_rule):
             for row, token in enumerate(tokens):
                 if token is not None:
                     ids[row].append(token)
         for i, row in zip(chosen, ids, strict=True):
             stopped = bool(row) and row[-1] == end_token
-            answers[i] = Answer(row[:-1] if stopped else row, stopped)
+            ruled = not stopped and stop_rule is not None and stop_rule(row)
+            answers[i] = Answer(row[:-1] if stopped else row, stopped or ruled)
     return answers
 
 
 @torch.inference_mode()
 def tokens_of(
-    model: PreTrainedModel, prompts: list[list[int]], end_token: int, sampling: Sampling, numbers: list[int]
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    end_token: int,
+    sampling: Sampling,
+    numbers: list[int],
+    stop_rule: Callable[[list[int]], bool] | None = None,
 ) -> Iterator[list[int | None]]:
     """For each step the next token of every prompt, the end token included; None for those that have ended.
 
@@ -90,7 +102,8 @@ def tokens_of(
         for row, token in enumerate(chosen):
             if not ended[row]:
                 written[row].append(token)
-                ended[row] = token == end_token or len(prompts[row]) + len(written[row]) >= context
+                full = len(prompts[row]) + len(written[row]) >= context
+                ended[row] = token == end_token or full or (stop_rule is not None and stop_rule(written[row]))
         ids = torch.tensor(chosen, device=device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
 

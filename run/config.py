@@ -35,8 +35,22 @@ class TrainConfig:
     data_dir: str = option("data", "folder with train.jsonl, val.jsonl and test.jsonl", "--data")
     output_dir: str = option("checkpoints", "folder that holds the runs")
     run_name: str | None = option(None, "name of this run's folder; default: model and time")
+    template: str = option("qa", "the prompt: qa, inst, chat, hf (the tokenizer's own), or a TOML file")
+    language: str = option("en", "of qa, inst and chat", choices=("en", "pt"))
+    question_share: float = option(0.2, "share of the records that are asked for by a question", at_least=0)
     loss_on: str = option("answer", "tokens that are supervised", choices=("answer", "all"))
     max_length: int = option(256, "longest record in tokens; longer ones are cut at a sentence end", at_least=8)
+    # which weights: all of them, or adapters beside them
+    lora: bool = option(False, "train low-rank adapters beside the weights, which stay as they are")
+    lora_r: int = option(8, "rank of the adapters", at_least=1)
+    lora_alpha: float = option(16.0, "their scale: alpha / r", at_least=0)
+    lora_dropout: float = option(0.0, "of what goes into the adapters", at_least=0)
+    lora_rslora: bool = option(False, "scale by alpha / sqrt(r): for large ranks")
+    lora_target_modules: str | None = option(
+        None, "layers with an adapter, by name and comma; default: every linear layer of the blocks"
+    )
+    load_in_4bit: bool = option(False, "with --lora: the weights beside the adapters in NF4, a quarter of fp16")
+    gradient_checkpointing: bool = option(False, "compute the blocks twice instead of keeping what is in them")
     # how long
     num_train_epochs: float | None = option(
         None, "passes over the data; default: 3, for pocket 6", "--epochs", at_least=0
@@ -48,7 +62,9 @@ class TrainConfig:
     micro_batch_tokens: int | None = option(
         None, "tokens computed at once; changes memory and speed, not the result; default: what fits", at_least=1
     )
-    learning_rate: float | None = option(None, "peak; default: 5e-5, for pocket 2e-3", "--lr", at_least=0)
+    learning_rate: float | None = option(
+        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 2e-3", "--lr", at_least=0
+    )
     lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))
     warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", at_least=0)
     weight_decay: float = option(0.01, "AdamW's, on matrices only: not on biases and norms", at_least=0)
@@ -86,6 +102,13 @@ class TrainConfig:
             raise UsageError("load_best_model_at_end: save_steps should be a multiple of eval_steps.")
         if self.warmup_ratio > 1 or self.dropout >= 1:
             raise UsageError("warmup_ratio is a share of at most 1, dropout one below 1.")
+        if self.lora_dropout >= 1 or self.question_share > 1:
+            raise UsageError("lora_dropout is a share below 1, question_share one of at most 1.")
+        idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
+        if idle and not self.lora:
+            raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")
+        if self.load_in_4bit and not self.lora:
+            raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
         if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):
             raise UsageError(f"run_name: {self.run_name!r} cannot be the name of a folder on every system.")
 
@@ -176,14 +199,14 @@ def known_options() -> list[str]:
 
 
 def value_type(name: str) -> type:
-    """str, int or float, also where the option may be left out (`float | None`)."""
+    """str, bool, int or float, also where the option may be left out (`float | None`)."""
     hint = typing.get_type_hints(TrainConfig)[name]
     return next(t for t in (typing.get_args(hint) or (hint,)) if t is not type(None))
 
 
 def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
-    """Fill in what depends on the model: one from scratch wants a larger learning rate and more epochs."""
-    learning_rate, epochs = (2e-3, 6.0) if from_scratch else (5e-5, 3.0)
+    """Fill in what depends on the model: one from scratch, or adapters, want a larger learning rate."""
+    learning_rate, epochs = (2e-3, 6.0) if from_scratch else (2e-4, 3.0) if config.lora else (5e-5, 3.0)
     return replace(
         config,
         learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,

@@ -22,10 +22,14 @@ class Machine:
     name: str  # for the screen
     hint: str = ""  # one sentence, where something is probably not as the owner wants it
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrices are multiplied in."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[self.precision]
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision over fp32 master weights; in fp32 a context that does nothing."""
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         """Keeps small fp16 gradients from vanishing; in every other precision it passes numbers through."""

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
 
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig, Qwen2Config
 
 from run.config import parse_train
 from text.bpe import train_bpe
@@ -71,11 +71,23 @@ LLAMA_LIKE = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+BERT = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "is_decoder": True,
+}
 ARCHITECTURES = {
     "gpt2": lambda: tiny_gpt2().config,
     "llama": lambda: LlamaConfig(**LLAMA_LIKE),
     "qwen2": lambda: Qwen2Config(**LLAMA_LIKE, tie_word_embeddings=True),
     "mistral": lambda: MistralConfig(**LLAMA_LIKE),
+    "bert": lambda: BertConfig(**BERT),
 }
 
 

@@ -34,9 +34,9 @@ def test_gradients_of_a_flat_step_equal_those_of_separate_passes(architecture, l
     flat.backward()
 
     assert flat.item() == pytest.approx(separate.item(), rel=1e-6)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters():  # 1e-9: BERT's keys have a bias that softmax cancels
         scale = expected[name].abs().max()
-        assert (parameter.grad - expected[name]).abs().max() <= 1e-5 * scale, name
+        assert (parameter.grad - expected[name]).abs().max() <= 1e-5 * scale + 1e-9, name
 
 
 def test_flat_and_padded_attention_can_be_exchanged(records, tokenizer):

@@ -44,7 +44,7 @@ def test_losses_and_weights_equal_those_of_the_trainer(tmp_path, tokenizer, reco
     options = {"num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2} | common
     flags = [text for name, value in options.items() for text in (f"--{name}", value)]
     more = ("--loss_on", loss_on, "--logging_steps", 1, "--warmup_ratio", 0.2, "--micro_batch_tokens", 150)
-    assert train("--model", folder, "--run_name", "ours", *flags, *more) == 0
+    assert train("--model", folder, "--run_name", "ours", *flags, *more, "--question_share", 0) == 0
     entries = logged(tmp_path / "runs" / "ours")
     ours = [entry["loss"] for entry in entries]
     assert len(ours) == 22

@@ -49,7 +49,18 @@ def test_the_first_logged_loss_is_the_loss_of_the_untouched_model(tmp_path, data
     from text.batch import Encoder, flat_batches
     from text.template import QA
 
-    train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1, "--per_device_train_batch_size", len(RECORDS))
+    train(
+        "--model",
+        gpt2_folder,
+        "--run_name",
+        "a",
+        "--max_steps",
+        1,
+        "--per_device_train_batch_size",
+        len(RECORDS),
+        "--question_share",
+        0,
+    )
     from model.attention import use_flat_attention
 
     model, tokenizer = load_model(gpt2_folder), load_tokenizer(gpt2_folder)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from text.template import Template, context_for
+from text.template import Template, context_for, opening_of, special_tokens
 
 # An end of sentence: its mark, closing quotes or brackets, then white space or the end of the text.
 SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]]*(?=\s|$)")
@@ -65,9 +65,18 @@ class Encoder:
     ):
         """`max_length` in tokens; `loss_on`: "answer", or "all" to supervise the prompt too."""
         self.tokenizer, self.template, self.max_length, self.loss_on = tokenizer, template, max_length, loss_on
-        # A tokenizer that opens every text with a BOS token (Llama's, not GPT-2's) gets exactly one, here.
-        opening = tokenizer("a", add_special_tokens=True).input_ids[:1]
-        self._opening = opening if opening == [tokenizer.bos_token_id] else []
+        self._opening = opening_of(tokenizer)  # a tokenizer that opens every text with a BOS token gets exactly one
+        self._special = special_tokens(tokenizer)
+        self._marks = any(token in template.prompt for token in self._special)
+        # A tokenizer of the Llama kind puts a space before every text. An answer goes on after a prompt, so it is
+        # encoded behind a line break whose tokens are then taken off.
+        first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids[0])
+        self._guard = "\n" if first.startswith("\u2581") else ""
+        self._guard_length = len(self._encode([self._guard]).input_ids[0]) if self._guard else 0
+
+    @property
+    def end_token(self) -> int:
+        return self.tokenizer.eos_token_id
 
     def _encode(self, texts: list[str], **options):
         # Text from the data is never parsed for special tokens: "<|endoftext|>" in a title is plain characters.
@@ -83,13 +92,36 @@ class Encoder:
         """
         if not titles:
             return []
-        prompts = self._encode([self.template.prompt_for(title) for title in titles]).input_ids
+        if self._marks:
+            prompts = [self._with_marks(title) for title in titles]
+        else:
+            prompts = self._encode([self.template.prompt_for(title) for title in titles]).input_ids
         if contexts and any(contexts):
             texts = [context_for(text) for text in contexts]
             room = [max(0, window - len(self._opening) - len(prompt)) // 2 for prompt in prompts]
             heads = [ids[:most] for ids, most in zip(self._encode(texts).input_ids, room, strict=True)]
-            prompts = [head + prompt for head, prompt in zip(heads, prompts, strict=True)]
-        return [self._opening + prompt for prompt in prompts]
+            prompts = [self._opening + head + prompt for head, prompt in zip(heads, prompts, strict=True)]
+        return [ids if ids[: len(self._opening)] == self._opening else self._opening + ids for ids in prompts]
+
+    def _with_marks(self, title: str) -> list[int]:
+        """A prompt with special tokens in its template: ids where the template has them, text where the title has."""
+        if not any(token in title for token in self._special):
+            return self.tokenizer(self.template.prompt_for(title), add_special_tokens=False).input_ids
+        ids, mark = [], re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
+        before, after = self.template.prompt.split("{title}")
+        *left, before = mark.split(before)
+        after, *right = mark.split(after)
+        for number, piece in enumerate((*left, before + title + after, *right)):
+            if number % 2:  # split() puts what matched at the odd places
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+            elif piece:
+                ids += self._encode([piece]).input_ids[0]
+        return ids
+
+    def _answers(self, texts: list[str], **options):
+        """What `_encode` returns, each text as it is encoded in the middle of another."""
+        encoded = self._encode([self._guard + text for text in texts], **options)
+        return {key: [row[self._guard_length :] for row in rows] for key, rows in encoded.items()}
 
     def rows(self, records: list[dict[str, str]]) -> list[Row]:
         """One `Row` a record, in order, none longer than `max_length`."""
@@ -99,11 +131,11 @@ class Encoder:
         answers = [self.template.answer_for(record["content"]) for record in records]
         rows = []
         for record, prompt, text, answer in zip(
-            records, prompts, answers, self._encode(answers).input_ids, strict=True
+            records, prompts, answers, self._answers(answers)["input_ids"], strict=True
         ):
             room = self.max_length - len(prompt)
             if len(answer) + 1 <= room:
-                ids = prompt + answer + [self.tokenizer.eos_token_id]
+                ids = prompt + answer + [self.end_token]
             else:
                 ids = (prompt + self._cut(text, room))[: self.max_length]
             rows.append(Row(record["uid"], ids, len(prompt) if self.loss_on == "answer" else 0))
@@ -116,8 +148,8 @@ class Encoder:
         """
         if room <= 0:
             return []
-        encoded = self._encode([text], return_offsets_mapping=True)
-        ids, ends = encoded.input_ids[0], [end for _, end in encoded.offset_mapping[0]]
+        encoded = self._answers([text], return_offsets_mapping=True)
+        ids, ends = encoded["input_ids"][0], [end - len(self._guard) for _, end in encoded["offset_mapping"][0]]
         fitting = [match.end() for match in SENTENCE_END.finditer(text, 0, ends[min(room, len(ids)) - 1])]
         if not fitting:
             return ids[:room]

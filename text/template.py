@@ -5,25 +5,40 @@ back from there, so a model is always asked in the words that it was trained wit
 """
 
 import json
-from dataclasses import asdict, dataclass
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from text.errors import DataError
+from text.question import HELD_OUT_QUESTION, QUESTIONS
 
 FILE_NAME = "template.json"
 
 
 @dataclass(frozen=True)
 class Template:
-    """`prompt` contains `{title}` once, `answer` contains `{content}` once; a record is the two joined.
+    """`prompt` contains `{title}` once, `answer` contains `{content}` once; a record is the two and an end token.
 
     The space between them belongs to the answer: byte-level BPE has a token for " High" but a prompt that ends in a
-    space leaves that space as a token of its own, which no text of the base model's training ever had.
+    space leaves that space as a token of its own, which no text of the base model's training ever had. What a
+    tokenizer knows as a special token becomes that token where the template says it, and plain text where a title does.
     """
 
     name: str
     prompt: str
     answer: str
+    end: str | None = None  # the token that ends an answer; None: the tokenizer's own end token
+    stop: tuple[str, ...] = ()  # text that ends an answer too: a model that goes on with the next question
+    questions: dict[str, tuple[str, ...]] = field(default_factory=lambda: QUESTIONS)  # by language
+    held_out: dict[str, str] = field(default_factory=lambda: HELD_OUT_QUESTION)
+
+    def __post_init__(self):
+        forms = [form for group in self.questions.values() for form in group] + list(self.held_out.values())
+        for text, place in ((self.prompt, "{title}"), (self.answer, "{content}"), *((f, "{title}") for f in forms)):
+            if text.count(place) != 1:
+                raise ValueError(f"{text!r} does not contain {place} once")
 
     def prompt_for(self, title: str) -> str:
         return self.prompt.replace("{title}", title)
@@ -31,15 +46,20 @@ class Template:
     def answer_for(self, content: str) -> str:
         return self.answer.replace("{content}", content)
 
-    def chat_template(self) -> str:
-        """The same template in Jinja: a user message is a title, an assistant message its description."""
+    def chat_template(self, opening: str = "") -> str:
+        """The same template in Jinja: a user message is a title, an assistant message its description.
+
+        `opening` is what the tokenizer puts before every text of its own accord, its BOS token if anything.
+        """
         before, after = (json.dumps(part, ensure_ascii=False) for part in self.prompt.split("{title}"))
-        opening, closing = (json.dumps(part, ensure_ascii=False) for part in self.answer.split("{content}"))
+        left, right = (json.dumps(part, ensure_ascii=False) for part in self.answer.split("{content}"))
+        end = json.dumps(self.end, ensure_ascii=False) if self.end else "eos_token"
+        opening = f"{{{{ {json.dumps(opening, ensure_ascii=False)} }}}}" if opening else ""
         return (
-            "{% for message in messages %}{% if message['role'] == 'user' %}"
+            f"{opening}{{% for message in messages %}}{{% if message['role'] == 'user' %}}"
             f"{{{{ {before} + message['content'] + {after} }}}}"
             "{% elif message['role'] == 'assistant' %}"
-            f"{{{{ {opening} + message['content'] + {closing} + eos_token }}}}"
+            f"{{{{ {left} + message['content'] + {right} + {end} }}}}"
             "{% endif %}{% endfor %}"
         )
 
@@ -52,8 +72,42 @@ QA = Template(
     name="qa",
     prompt="You are an assistant that answers questions based on the product description.\nQuestion: {title}\nAnswer:",
     answer=" {content}",
+    stop=("\nQuestion:",),
 )
-TEMPLATES = {"qa": QA}
+TEMPLATES = {
+    ("qa", "en"): QA,
+    ("qa", "pt"): Template(
+        name="qa",
+        prompt="Você é um assistente que responde perguntas com base na descrição do produto.\n"
+        "Pergunta: {title}\nResposta:",
+        answer=" {content}",
+        stop=("\nPergunta:",),
+    ),
+    ("inst", "en"): Template(
+        name="inst",
+        prompt="[INST] Write a description for the following product: {title} [/INST]",
+        answer=" {content}",
+        stop=("[INST]",),
+    ),
+    ("inst", "pt"): Template(
+        name="inst",
+        prompt="[INST] Gere uma descrição para o seguinte produto: {title} [/INST]",
+        answer=" {content}",
+        stop=("[INST]",),
+    ),
+    ("chat", "en"): Template(
+        name="chat",
+        prompt="<|system|>\nYou write product descriptions.\n<|user|>\n{title}\n<|assistant|>\n",
+        answer="{content}",
+        stop=("<|user|>", "<|system|>"),
+    ),
+    ("chat", "pt"): Template(
+        name="chat",
+        prompt="<|system|>\nVocê escreve descrições de produtos.\n<|user|>\n{title}\n<|assistant|>\n",
+        answer="{content}",
+        stop=("<|user|>", "<|system|>"),
+    ),
+}
 
 
 def context_for(text: str) -> str:
@@ -61,15 +115,99 @@ def context_for(text: str) -> str:
     return f"Product description: {text}\n" if text else ""
 
 
-def load_template(folder: Path) -> Template:
-    """The template saved in `folder`. Raises `DataError` when it is absent or not a template."""
-    path = folder / FILE_NAME
+def choose_template(name: str, language: str = "en", tokenizer: PreTrainedTokenizerBase | None = None) -> Template:
+    """`qa`, `inst` or `chat` in a language ("en", "pt"), `hf`: the tokenizer's own, or the path of a TOML file.
+
+    Raises `DataError` when there is no such template.
+    """
+    if name == "hf":
+        return chat_template_of(tokenizer)
+    if (name, language) in TEMPLATES:
+        return TEMPLATES[name, language]
     try:
-        template = Template(**json.loads(path.read_text(encoding="utf-8")))
-        if template.prompt.count("{title}") == 1 and template.answer.count("{content}") == 1:
-            return template
+        values = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        return template_of({"name": Path(name).stem} | values)
+    except OSError:
+        raise DataError(f"There is no template {name}: it is qa, inst, chat, hf, or the path of a TOML file.") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'{name} is not a prompt template ({error}). It needs prompt = "... {{title}} ..." and '
+            'answer = " {content}"; end, stop, questions and held_out may be there.'
+        ) from None
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase | None) -> Template:
+    """The tokenizer's own chat template, as it renders one user message and one answer, with its own end token."""
+    if tokenizer is None or not tokenizer.chat_template:
+        raise DataError("This model brings no chat template: choose --template qa, inst or chat.")
+    title, content = "TITLE-5f3b", "CONTENT-9c1e"  # placeholders that no template contains
+    user, assistant = {"role": "user", "content": title}, {"role": "assistant", "content": content}
+    try:
+        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([user, assistant], tokenize=False)
+    except Exception as error:  # Jinja's own errors, and whatever a template raises
+        raise DataError(
+            f"The chat template of this model fails ({error}): choose --template qa, inst or chat."
+        ) from None
+    answer, _, after = whole.removeprefix(prompt).partition(content)
+    if not whole.startswith(prompt) or prompt.count(title) != 1 or whole.count(content) != 1:
+        raise DataError("The chat template of this model cannot be cut in a prompt and an answer: choose another one.")
+    end = next((token for token in special_tokens(tokenizer) if after.lstrip().startswith(token)), None)
+    return Template("hf", prompt.replace(title, "{title}"), answer + "{content}", end)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that are no text, the longest first."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+
+
+def opening_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS token that the tokenizer opens every text with (Llama's does, GPT-2's does not), as a list."""
+    first = tokenizer("a", add_special_tokens=True).input_ids[:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """Give the tokenizer the template's end token and, unless the template is its own, the template in Jinja.
+
+    Raises `DataError` when the end token is not one token of it.
+    """
+    if template.end is not None:
+        if template.end not in tokenizer.get_vocab():
+            raise DataError(f"The template {template.name} ends with {template.end}, which this model does not know.")
+        tokenizer.eos_token = template.end
+    if template.name != "hf":
+        opening = tokenizer.decode(opening_of(tokenizer))
+        tokenizer.chat_template = template.chat_template("" if template.prompt.startswith(opening) else opening)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def template_of(values: dict) -> Template:
+    """A template from JSON or TOML values. Raises `ValueError`, `TypeError` or `AttributeError` when it is none."""
+    unknown = set(values) - {f.name for f in fields(Template)}
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)[0]}")
+    texts = [values.get("prompt"), values.get("answer"), values.get("end") or "", *values.get("stop", ())]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("prompt, answer, end and stop are texts")
+    questions = {language: tuple(forms) for language, forms in values.get("questions", QUESTIONS).items()}
+    return Template(**values | {"stop": tuple(values.get("stop", ())), "questions": questions})
+
+
+def load_template(folder: Path, default: Template | None = None) -> Template:
+    """The template saved in `folder`, or `default` where none was saved: an adapter that somebody else trained.
+
+    Raises `DataError` when it is absent, without a default, or not a template.
+    """
+    path = folder / FILE_NAME
+    if default is not None and not path.exists():
+        return default
+    try:
+        return template_of(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DataError(f"{folder} has no {FILE_NAME}: it was not trained by Vitrine, or is not whole.") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
-        pass
-    raise DataError(f"{path} is not a prompt template. Restore it, or train again.")
+        raise DataError(f"{path} is not a prompt template. Restore it, or train again.") from None

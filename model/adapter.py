@@ -1,0 +1,105 @@
+"""Adapters on the disk, in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`, a few MB.
+
+`peft.PeftModel.from_pretrained` opens what is written here, and what peft wrote is opened here, with equal logits.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from model.errors import ModelUnavailable, UnsupportedModel
+from model.lora import Lora, lora_layers, matching, wrap
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX, SUFFIX_A, SUFFIX_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+
+def is_adapter(name: str | Path) -> bool:
+    return (Path(name) / CONFIG).is_file()
+
+
+def save_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter of a wrapped model; its base is named by path or hub id, not copied."""
+    layers = lora_layers(model)
+    lora = next(iter(layers.values())).lora
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.name_or_path,
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "target_modules": list(lora.targets),
+        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    tensors = {PREFIX + name + SUFFIX_A: layer.lora_A.detach().contiguous() for name, layer in layers.items()}
+    tensors |= {PREFIX + name + SUFFIX_B: layer.lora_B.detach().contiguous() for name, layer in layers.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The model that an adapter belongs to. Raises `ModelUnavailable` when the adapter does not name it."""
+    base = read_adapter_config(Path(folder)).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelUnavailable(f"{Path(folder) / CONFIG} does not name its base model: name it with --base.")
+    return base
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Put the adapter of `folder` around the layers of its base `model`.
+
+    Raises `UnsupportedModel` for what is more than plain LoRA or does not fit the model, `ModelUnavailable` when a
+    file is absent or damaged.
+    """
+    config = read_adapter_config(folder)
+    changed_base = str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq"))
+    extras = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
+    if config.get("peft_type") != "LORA" or extras or changed_base:
+        what = ", ".join(extras) or ("init_lora_weights" if changed_base else config.get("peft_type"))
+        raise UnsupportedModel(f"{folder}: only plain LoRA adapters can be opened, and this one uses {what}.")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError):
+        raise ModelUnavailable(
+            f"{folder / WEIGHTS} is missing or damaged; a .bin file, a pickle, is not opened."
+        ) from None
+    names = [key.removeprefix(PREFIX).removesuffix(SUFFIX_A) for key in tensors if key.endswith(SUFFIX_A)]
+    known = {PREFIX + name + suffix for name in names for suffix in (SUFFIX_A, SUFFIX_B)}
+    if set(tensors) != known:
+        raise UnsupportedModel(f"{folder}: {sorted(set(tensors) ^ known)[0]} is not part of a plain LoRA adapter.")
+
+    listed = config.get("target_modules")  # may also be a regular expression, or match less than it says
+    if isinstance(listed, list) and sorted(matching(model, listed)) == sorted(names):
+        targets = tuple(target for target in listed if matching(model, (target,)))
+    else:
+        targets = tuple(names)
+    rslora, share = bool(config.get("use_rslora")), float(config.get("lora_dropout") or 0.0)
+    wrap(model, Lora(int(config["r"]), config["lora_alpha"], share, rslora, targets))
+    with torch.no_grad():
+        for name, layer in lora_layers(model).items():
+            for parameter, suffix in ((layer.lora_A, SUFFIX_A), (layer.lora_B, SUFFIX_B)):
+                values = tensors[PREFIX + name + suffix]
+                if values.shape != parameter.shape:
+                    raise UnsupportedModel(f"{folder} belongs to another base: {name} has another shape here.")
+                parameter.copy_(values)
+
+
+def read_adapter_config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ModelUnavailable(f"{folder / CONFIG} is missing or damaged.") from None
+    if not isinstance(config, dict):
+        raise ModelUnavailable(f"{folder / CONFIG} is damaged.")
+    return config

@@ -1,0 +1,54 @@
+"""Questions instead of titles: people ask "Fale sobre a caneca azul", and a model learns from what it is asked."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+# How people ask for a product, besides by its bare title. The held-out form is never trained on: evaluate.py asks it,
+# to see whether the model answers a question or knows a phrase.
+QUESTIONS = {
+    "en": ("What is {title}?", "What kind of product is {title}?", "Tell me about {title}.", "Describe {title}"),
+    "pt": ("O que é {title}?", "Que tipo de produto é {title}?", "Fale sobre {title}.", "Descreva {title}"),
+}
+HELD_OUT_QUESTION = {"en": "Could you explain to me what {title} is?", "pt": "Você pode me explicar o que é {title}?"}
+COMMON_WORDS = {
+    "en": re.compile(r"\b(the|and|of|with|for|is|to|in|it|this|that|a|an|your|you|from)\b", re.IGNORECASE),
+    "pt": re.compile(r"\b(de|que|e|com|para|uma|um|os|as|é|não|do|da|em|no|na|ao|o|a|seu|sua)\b", re.IGNORECASE),
+}
+
+
+def language_of(text: str) -> str:
+    """ "pt" or "en", whichever has more of its common words in `text`; "en" when that says nothing."""
+    counts = {language: len(words.findall(text)) for language, words in COMMON_WORDS.items()}
+    return "pt" if counts["pt"] > counts["en"] else "en"
+
+
+def with_questions(
+    steps: Iterable[list[dict[str, str]]],
+    forms: dict[str, tuple[str, ...]],
+    share: float,
+    seed: int,
+    first_step: int = 0,
+) -> Iterator[list[dict[str, str]]]:
+    """The same records, a `share` of them asked for by a question in their language instead of by the bare title.
+
+    The draw is keyed by (seed, step, uid): what a record is asked does not depend on where a run was interrupted, or
+    on which process computes it, and changes from epoch to epoch.
+    """
+    for step, records in enumerate(steps, start=first_step):
+        yield [record | {"title": question_for(record, forms, share, f"{seed}:{step}")} for record in records]
+
+
+def question_for(record: dict[str, str], forms: dict[str, tuple[str, ...]], share: float, key: str) -> str:
+    """The title of `record`, or a question about it in the language that it seems to be written in."""
+    digest = hashlib.blake2b(f"{key}:{record['uid']}".encode(), digest_size=16).digest()
+    if int.from_bytes(digest[:8], "little") >= share * 2**64:
+        return record["title"]
+    known = forms.get(language_of(f"{record['title']} {record['content']}")) or next(iter(forms.values()), ("{title}",))
+    return known[int.from_bytes(digest[8:], "little") % len(known)].replace("{title}", record["title"])
+
+
+def held_out_questions(records: list[dict[str, str]], held_out: dict[str, str]) -> list[dict[str, str]]:
+    """The records, each asked for in the form of its language that is never trained on."""
+    forms = {language: (form,) for language, form in held_out.items()}
+    return [record | {"title": question_for(record, forms, 1.0, "")} for record in records]
