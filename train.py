@@ -96,6 +96,7 @@ def main(command: Command) -> int:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
+    model.generation_config.eos_token_id = encoder.end_token  # where other programs stop
     check_flat_loss(model.to(device), sample_batch().to(device), name)
     use_flat_attention(model)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT, script, write_data
 
-SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py")
+SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py", "export.py")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_generate_says_what_is_wrong(args, sentence, tmp_path):
 
 
 def test_no_run_yet_is_a_sentence(tmp_path):
-    for name in ("generate.py", "evaluate.py"):
+    for name in ("generate.py", "evaluate.py", "export.py"):
         assert "python train.py" in said(script(name, "--output_dir", tmp_path), 2)
 
 
