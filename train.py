@@ -42,7 +42,6 @@ from run.checkpoint import (
     find_checkpoint,
     load_training_state,
     new_run,
-    optimizer_tensors,
     random_state,
     read_json,
     read_run,
@@ -244,8 +243,7 @@ def main(command: Command) -> int:
             states = ranks.gather(random_state())
             if ranks.is_main:
                 with watch.paused():
-                    moments = optimizer_tensors(model, optimizer)
-                    newest = save_checkpoint(run, save, moments, states, scaler, at_step)
+                    newest = save_checkpoint(run, save, model, optimizer, scaler, states, at_step)
                     remove_old_checkpoints(run, newest, config.save_total_limit, config.load_best_model_at_end)
         if stopping and not last:
             print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")
