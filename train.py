@@ -60,7 +60,7 @@ from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
 from run.ranks import start_ranks
 from run.stop import StopRequest
-from text.answer import decode
+from text.answer import decode, shortened
 from text.batch import Encoder, flat_batches, step_batches
 from text.bpe import train_bpe
 from text.prepare import prepare
@@ -166,13 +166,13 @@ def main(command: Command) -> int:
         run = ranks.from_main(lambda: new_run(Path(config.output_dir), config.run_name, name))
         _lock = RunLock(run) if ranks.is_main else None
         before = dict(zip(titles, describe(titles), strict=True))
-        if ranks.is_main and name == POCKET:
-            with whole_folder(run / "base") as folder:
-                save(folder)
         base = "base" if name == POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
         saved = {"options": to_json(config), "base_model": base, "versions": versions(), "data": fingerprints}
-        if ranks.is_main:  # the options last: with them it is a run that can be resumed
-            write_json(run / "before.json", before)
+        if ranks.is_main:
+            if name == POCKET:
+                with whole_folder(run / "base") as folder:
+                    save(folder)
+            write_json(run / "before.json", before)  # the options last: with them it is a run that can be resumed
             write_json(run / "train_config.json", saved | {"ranks": ranks.size})
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
@@ -190,8 +190,8 @@ def main(command: Command) -> int:
 
     # ---- loop: one turn is one optimizer step
     model.train()
-    quiet = None if ranks.is_main else True  # None: where there is a terminal
-    for batch in tqdm(batches, desc="training", total=total_steps, initial=done, leave=False, disable=quiet):
+    bar = {"desc": "training", "total": total_steps, "initial": done, "leave": False}
+    for batch in tqdm(batches, **bar, disable=None if ranks.is_main else True):  # None: only where there is a terminal
         schedule = config.lr_scheduler_type
         learning_rate = learning_rate_at(done, total_steps, warmup_steps, config.learning_rate, schedule)
         for group in optimizer.param_groups:
@@ -264,12 +264,6 @@ def main(command: Command) -> int:
         print(f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}")
     print("\nAsk for more:  python generate.py\nMeasure it:    python evaluate.py")
     return 0
-
-
-def shortened(answer: str, limit: int = 300) -> str:
-    """One line of at most `limit` characters for the screen."""
-    line = " ".join(answer.split())
-    return line if len(line) <= limit else line[:limit] + " ..."
 
 
 if __name__ == "__main__":
