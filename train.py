@@ -35,7 +35,7 @@ from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
 from run.ranks import start_ranks
 from run.stop import StopRequest
-from text.answer import decode, stop_rule
+from text.answer import decode, shortened, stop_rule
 from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
 from text.bpe import train_bpe
 from text.outputs import settle
@@ -169,13 +169,13 @@ def main(command: Command) -> int:
         run = ranks.from_main(lambda: runs.new_run(Path(config.output_dir), config.run_name, name))
         _lock = RunLock(run) if ranks.is_main else None
         before = dict(zip(titles, describe(titles), strict=True))
-        if ranks.is_main and name == models.POCKET:
-            with runs.whole_folder(run / "base") as folder:
-                save(folder)
         base = "base" if name == models.POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
         saved = {"options": to_json(config), "base_model": base, "versions": runs.versions(), "data": fingerprints}
-        if ranks.is_main:  # the options last: with them it is a run that can be resumed
-            runs.write_json(run / "before.json", before)
+        if ranks.is_main:
+            if name == models.POCKET:
+                with runs.whole_folder(run / "base") as folder:
+                    save(folder)
+            runs.write_json(run / "before.json", before)  # the options last: with them it is a run that can be resumed
             runs.write_json(run / "train_config.json", saved | {"ranks": ranks.size})
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
@@ -196,8 +196,8 @@ def main(command: Command) -> int:
 
     # ---- loop: one turn is one optimizer step
     model.train()
-    quiet = None if ranks.is_main else True  # None: where there is a terminal
-    for batch in tqdm(batches, desc="training", total=total_steps, initial=done, leave=False, disable=quiet):
+    bar = {"desc": "training", "total": total_steps, "initial": done, "leave": False}
+    for batch in tqdm(batches, **bar, disable=None if ranks.is_main else True):  # None: only where there is a terminal
         schedule = config.lr_scheduler_type
         learning_rate = learning_rate_at(done, total_steps, warmup_steps, config.learning_rate, schedule)
         for group in optimizer.param_groups:
@@ -260,8 +260,7 @@ def main(command: Command) -> int:
             states = ranks.gather(runs.random_state())
             if ranks.is_main:
                 with watch.paused():
-                    moments = runs.optimizer_tensors(model, optimizer)
-                    newest = runs.save_checkpoint(run, save, moments, states, scaler, at_step)
+                    newest = runs.save_checkpoint(run, save, model, optimizer, scaler, states, at_step)
                     runs.remove_old_checkpoints(run, newest, config.save_total_limit, config.load_best_model_at_end)
         if stopping and not last:
             print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")
@@ -282,12 +281,6 @@ def main(command: Command) -> int:
         print(f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}")
     print("\nAsk for more:  python generate.py\nMeasure it:    python evaluate.py")
     return 0
-
-
-def shortened(answer: str, limit: int = 240) -> str:
-    """One line of at most `limit` characters for the screen."""
-    line = " ".join(answer.split())
-    return line if len(line) <= limit else line[:limit] + " ..."
 
 
 if __name__ == "__main__":

@@ -247,15 +247,17 @@ class Counters:
 def save_checkpoint(
     run: Path,
     save_model: Callable[[Path], None],
-    optimizer_state: dict[str, torch.Tensor],
-    random_states: list[dict[str, torch.Tensor]],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    random_states: list[dict[str, torch.Tensor]],
     counters: Counters,
 ) -> Path:
     """checkpoint-<step> of a run, whole or not at all; returns it. `random_states` has one entry for each rank.
 
     Raises `DiskFull`, before anything is written if it can be foreseen.
     """
+    optimizer_state = optimizer_tensors(model, optimizer)
     weights = sum(v.nbytes for name, v in optimizer_state.items() if name.startswith("exp_avg."))
     check_free_space(run, weights + sum(value.nbytes for value in optimizer_state.values()))
     with whole_folder(run / f"checkpoint-{counters.step}") as folder:

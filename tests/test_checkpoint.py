@@ -157,6 +157,9 @@ def test_every_bit_of_a_manifest_counts(tmp_path):
         (folder / "x").write_bytes(b"0123456789")
     file = tmp_path / "a" / "manifest.json"
     content = file.read_bytes()
+    file.write_bytes(content[:-1])  # valid JSON, but not what was written
+    with pytest.raises(DamagedCheckpoint):
+        verify(tmp_path / "a")
     for place in range(len(content)):
         for bit in range(8):
             file.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])

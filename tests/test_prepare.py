@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -392,7 +393,9 @@ def started(folder: Path, *args) -> subprocess.Popen:
     """data_prep.py reading from a pipe that stays open, past its first block."""
     command = [sys.executable, str(ROOT / "data_prep.py"), "-", "--no_report", *args]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=folder, start_new_session=True, **pipes)
+    # A shell that started the tests in the background had them ignore SIGINT, and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True, preexec_fn=listen, **pipes)
     process.stdin.write(b"".join(product(number) + b"\n" for number in range(8000)))
     process.stdin.flush()
     assert b'title from "title"' in process.stdout.readline()

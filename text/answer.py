@@ -61,3 +61,9 @@ class StableText:
             return ""
         fresh, self._printed = text[len(self._printed) :], text
         return fresh
+
+
+def shortened(answer: str, limit: int = 300) -> str:
+    """One line of at most `limit` characters for the screen."""
+    line = " ".join(answer.split())
+    return line if len(line) <= limit else line[:limit] + " ..."
