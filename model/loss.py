@@ -58,7 +58,7 @@ def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
             separate = torch.equal(same, flat_hidden(model, with_another_first)[batch.lengths[0] :])
             right = separate and torch.isclose(summed_loss(model, batch), alone.float(), rtol=1e-3).item()
     except (TypeError, ValueError, RuntimeError, AttributeError):
-        pass  # whatever such a model raises, it has not computed the loss
+        right = False  # whatever such a model raises, it has not computed the loss
     model.set_attn_implementation(before)
     if not right:
         raise UnsupportedModel(

@@ -95,4 +95,5 @@ def test_losses_and_weights_equal_those_of_the_trainer(tmp_path, tokenizer, reco
     for name, weight in final.state_dict().items():
         assert (weight - theirs[name]).abs().max() <= 1e-4, name
         assert not torch.equal(weight, start[name]), name
-    assert json.loads((tmp_path / "runs" / "ours" / "train_config.json").read_text("utf-8"))["options"]["seed"] == 7
+    saved = (tmp_path / "runs" / "ours" / "train_config.json").read_text(encoding="utf-8")
+    assert json.loads(saved)["options"]["seed"] == 7

@@ -117,3 +117,45 @@ def test_no_run_yet_is_a_sentence(tmp_path):
 
 def test_nothing_on_the_pipe_is_a_sentence(run):
     assert "no title" in said(script("generate.py", "--run", run, stdin="\n"), 2)
+
+
+@pytest.mark.parametrize("way", ["title", "titles", "pipe"])
+def test_generate_asks_with_the_training_prompt_and_prints_the_answer_alone(run, tmp_path, monkeypatch, capsys, way):
+    """What reaches the model is, token for token, what stood before the answer in training; none of it is printed."""
+    import io
+    import sys
+
+    import generate
+    from model.load import load_tokenizer
+    from model.sample import Answer
+    from text.batch import Encoder
+    from text.template import load_template
+
+    tokenizer = load_tokenizer(run / "final")
+    record = {"uid": "1", "title": "Caneca {azul} <|endoftext|>", "content": "Boa."}
+    (row,) = Encoder(tokenizer, load_template(run / "final"), 256).rows([record])
+    answer, asked = tokenizer(" Muito boa.").input_ids, []
+
+    def all_at_once(model, prompts, *args, **kwargs):
+        asked.extend(prompts)
+        return [Answer(answer, stopped=True) for _ in prompts]
+
+    def one_by_one(model, prompts, *args, **kwargs):
+        asked.extend(prompts)
+        yield from ([token] for token in answer)
+
+    monkeypatch.setattr(generate, "generate", all_at_once)
+    monkeypatch.setattr(generate, "tokens_of", one_by_one)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{record['title']}\n{record['title']}\n"))
+    (tmp_path / "titles.txt").write_text(record["title"] + "\n", encoding="utf-8")
+    ways = {"title": ["--title", record["title"]], "titles": ["--titles", str(tmp_path / "titles.txt")], "pipe": []}
+    capsys.readouterr()
+    assert generate.main(generate.parse(["--run", str(run), "--device", "cpu", *ways[way]])) == 0
+
+    assert asked and all(prompt == row.ids[: row.first_supervised] for prompt in asked)
+    printed = capsys.readouterr().out
+    expected = {"title": "Muito boa.\n", "pipe": "Muito boa.\nMuito boa.\n"}
+    if way == "titles":
+        assert json.loads(printed)["answer"] == "Muito boa."
+    else:
+        assert printed == expected[way]
