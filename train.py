@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
+from model.linear import use_onednn
 from model.lora import Lora, wrap
 from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
@@ -97,7 +98,8 @@ def main(command: Command) -> int:
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     model.generation_config.eos_token_id = encoder.end_token  # where other programs stop
-    check_flat_loss(model.to(device), sample_batch().to(device), name)
+    use_onednn(model.to(device))
+    check_flat_loss(model, sample_batch().to(device), name)
     use_flat_attention(model)
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
@@ -120,7 +122,7 @@ def main(command: Command) -> int:
     memory.stay_on_the_card(device)
     step_tokens = config.records_per_step * config.max_length
     fitting = needs.largest_micro_batch(available, config.max_length, at_most=step_tokens)
-    micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, 4096))
+    micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, 1024))
 
     # ---- plan
     records_per_step = config.records_per_step * (saved["ranks"] if run else ranks.size)
@@ -128,7 +130,7 @@ def main(command: Command) -> int:
     total_steps = config.max_steps or math.ceil(config.num_train_epochs * epoch_steps)
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
-    val_batches = flat_batches(encoder.rows(val_records), micro_batch_tokens)
+    val_rows = ranks.share(encoder.rows(val_records))
     parameters, trainable = model.num_parameters(), sum(p.numel() for p in trained)
     sample = encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])
     if not any(len(row.ids) > row.first_supervised for row in sample):
@@ -143,7 +145,7 @@ def main(command: Command) -> int:
         ("records", f"{len(train_file):,} in {data / 'train.jsonl'}, {len(val_records):,} to validate on"),
         ("steps", f"{total_steps:,} of {records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
         ("tokens", f"about {short(tokens_a_record * records_per_step * total_steps)} in all"),
-        ("memory", needs.sentence(micro_batch_tokens, step_tokens, available)),
+        *needs.rows(micro_batch_tokens, step_tokens, available),
         ("checkpoint", f"{size(checkpoint_bytes)}, {size(free)} free on the disk"),
     ]
     print(table(plan + [("note", machine.hint)] if machine.hint else plan))
@@ -154,6 +156,12 @@ def main(command: Command) -> int:
     def save(folder: Path) -> None:
         models.save_model(model, tokenizer, folder)
         template.save(folder)
+
+    def validate(tokens: int) -> tuple[float, int]:
+        """Nats per supervised token of this rank's validation records, and the number of those tokens."""
+        mine = flat_batches(val_rows, tokens)
+        with machine.autocast():
+            return mean_loss(model.eval(), mine), sum(len(batch.targets) for batch in mine)
 
     def describe(titles: list[str]) -> list[str]:
         use_padded_attention(model)
@@ -197,7 +205,8 @@ def main(command: Command) -> int:
     # ---- loop: one turn is one optimizer step
     model.train()
     bar = {"desc": "training", "total": total_steps, "initial": done, "leave": False}
-    for batch in tqdm(batches, **bar, disable=None if ranks.is_main else True):  # None: only where there is a terminal
+    bar["disable"] = None if ranks.is_main else True  # None: shown only where there is a terminal
+    for batch in tqdm(watch.waiting_for(batches), **bar):
         schedule = config.lr_scheduler_type
         learning_rate = learning_rate_at(done, total_steps, warmup_steps, config.learning_rate, schedule)
         for group in optimizer.param_groups:
@@ -233,6 +242,7 @@ def main(command: Command) -> int:
         if done % config.logging_steps == 0 or done % config.eval_steps == 0 or done in (1, 10) or last:
             finite.settle()
             total, supervised = sums.tolist()
+            seconds, waited = watch.lap()
             entry = {
                 "step": done,
                 "epoch": done / epoch_steps,
@@ -240,15 +250,15 @@ def main(command: Command) -> int:
                 "grad_norm": grad_norm.item(),  # of this step, before clipping
                 "learning_rate": learning_rate,
                 "skipped_steps": finite.skipped,  # since the start
-                "answer_tokens_per_second": supervised / watch.lap(),
+                "answer_tokens_per_second": supervised / seconds,
+                "data_wait": waited / seconds,  # share of the time in which the loop waited for records
                 "eta_seconds": eta_seconds(done - at.step, total_steps - at.step, watch.total),
                 "peak_memory_bytes": peak_memory(device),
             }
-            if val_batches and (done % config.eval_steps == 0 or last):
-                mine = ranks.share(val_batches)
-                with watch.paused(), machine.autocast():
-                    tokens = sum(len(batch.targets) for batch in mine)
-                    entry["val_loss"] = ranks.mean(mean_loss(model.eval(), mine), weight=tokens)
+            if val_records and (done % config.eval_steps == 0 or last):
+                with watch.paused():
+                    mine = memory.with_less_when_full(validate, micro_batch_tokens, config.max_length)
+                    entry["val_loss"] = ranks.mean(*mine)
                 model.train()
             if ranks.is_main:
                 metrics.write(entry)

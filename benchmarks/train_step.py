@@ -13,7 +13,11 @@ random (the shape is what counts), records real LF-Amazon where the shared asset
     fair    the same Trainer made fair: padded to the longest of the batch, dropout 0, loss on the answer
     sft     trl.SFTTrainer with its defaults (prompt and completion, padded to the longest)
     packed  trl.SFTTrainer with packing=True
+    peft    only with --lora: peft's layers in our flat step and chunked loss
     ours    flat batches and the chunked loss, as train.py runs them
+
+Every round begins with the same records. MFU: useful FLOPs (`needed_flops`) against the rate of a large matrix product,
+by MKL or by oneDNN, whichever is faster here.
 """
 
 import argparse
@@ -28,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ASSETS = Path(os.environ.get("VITRINE_ASSETS", ROOT.parent / "shared" / "assets"))
 CONTENDERS = ("seed", "fair", "sft", "packed", "ours")
-LORA_CONTENDERS = ("fair", "ours")
+LORA_CONTENDERS = ("fair", "peft", "ours")
 BATCH, MAX_LENGTH = 16, 256
 
 sys.path.insert(0, str(ROOT))
@@ -100,7 +104,7 @@ def table(rounds: dict[str, list[dict]]) -> str:
 def work(options: argparse.Namespace) -> None:
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")  # the libraries print what they like
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    contender = ours(options) if options.worker == "ours" else trainer(options.worker, options)
+    contender = ours(options) if options.worker in ("ours", "peft") else trainer(options.worker, options)
     for _ in sys.stdin:
         print(json.dumps(next(contender)), file=results, flush=True)
 
@@ -161,17 +165,23 @@ def gemm_rate(device) -> float:
     """FLOP/s of a large matrix product in the precision of training: the floor that a step can at best stand on."""
     import torch
 
+    from model.linear import times_transposed
+
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    a, b = torch.randn(2048, 768, device=device, dtype=dtype), torch.randn(768, 3072, device=device, dtype=dtype)
-    rates = []
-    for _ in range(12):
-        start = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        rates.append(10 * 2 * 2048 * 768 * 3072 / (time.perf_counter() - start))
-    return statistics.median(rates[2:])
+    a, b = torch.randn(2048, 768, device=device, dtype=dtype), torch.randn(3072, 768, device=device, dtype=dtype)
+
+    def rate(product) -> float:
+        rates = []
+        for _ in range(8):
+            start = time.perf_counter()
+            for _ in range(5):
+                product(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            rates.append(5 * 2 * 2048 * 768 * 3072 / (time.perf_counter() - start))
+        return statistics.median(rates[2:])
+
+    return max(rate(torch.nn.functional.linear), rate(times_transposed))
 
 
 def needed_flops(model, rows, lora: bool) -> float:
@@ -206,11 +216,13 @@ def step_records(number: int, all_records: list) -> list:
 
 
 def ours(options: argparse.Namespace):
-    """train.py's loop without logging and saving."""
+    """train.py's loop without logging and saving; as "peft" with peft's layers in the place of ours."""
     import torch
     from torch.nn.utils import clip_grad_norm_
 
     from model.attention import use_flat_attention
+    from model.linear import use_onednn
+    from model.lora import Lora, wrap
     from model.loss import summed_loss
     from run.device import pick_machine
     from text.batch import Encoder, step_batches
@@ -218,16 +230,22 @@ def ours(options: argparse.Namespace):
 
     machine = pick_machine(options.device)
     model = distilgpt2(options, dropout=0.0)
-    model.config.activation_function = "gelu_pytorch_tanh"
-    for block in model.transformer.h:
+    for block in getattr(model.base_model, "h", ()):  # as load_model has it: the same formula in one kernel
         block.mlp.act = torch.nn.GELU(approximate="tanh")
+    if options.worker == "peft":
+        with_peft(model)  # puts its layers into the model
+    elif options.lora:
+        wrap(model, Lora(r=8, alpha=16))
+        use_onednn(model)
+    else:
+        use_onednn(model)
     use_flat_attention(model)
     model.to(machine.device).train()
     encoder, all_records = Encoder(tokenizer(), QA, MAX_LENGTH), records()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.01, fused=True)
     scaler = machine.grad_scaler()
-    budget = options.micro_batch_tokens or 4096
+    budget = options.micro_batch_tokens or (4096 if machine.device.type == "cuda" else 1024)
 
     def step(batch) -> float:
         total = torch.zeros((), device=machine.device)
@@ -243,9 +261,9 @@ def ours(options: argparse.Namespace):
         optimizer.zero_grad(set_to_none=True)
         return total / batch.supervised
 
-    number, first_loss = 0, None
+    first_loss = None
+    rounds = [step_records(i, all_records) for i in range(options.steps + 1)]
     while True:
-        rounds = [step_records(number + i, all_records) for i in range(options.steps + 1)]
         batches = step_batches(rounds, encoder, budget)
         losses = [step(next(batches))]
         first_loss = first_loss if first_loss is not None else losses[0].item()
@@ -255,8 +273,14 @@ def ours(options: argparse.Namespace):
         last = losses[-1].item()  # waits for the device
         seconds = time.perf_counter() - start
         assert last == last, "the loss is not a number"
-        number += options.steps + 1
         yield result(seconds, [encoder.rows(r) for r in rounds[1:]], first_loss, model, options)
+
+
+def with_peft(model):
+    from peft import LoraConfig, get_peft_model
+
+    names = ["c_attn", "c_proj", "c_fc"]
+    return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=names, fan_in_fan_out=True))
 
 
 def trainer(name: str, options: argparse.Namespace):
@@ -274,10 +298,7 @@ def trainer(name: str, options: argparse.Namespace):
     encoder, all_records = Encoder(tok, QA, MAX_LENGTH), records()
     model = distilgpt2(options, dropout=0.1 if name == "seed" else 0.0)
     if options.lora:
-        from peft import LoraConfig, get_peft_model
-
-        names = ["c_attn", "c_proj", "c_fc"]
-        model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=names, fan_in_fan_out=True))
+        model = with_peft(model)
     common = {
         "output_dir": "unused",
         "per_device_train_batch_size": BATCH,

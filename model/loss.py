@@ -9,13 +9,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from model.attention import segments_of, use_flat_attention
+from model.linear import times_transposed, transposed_times
 from model.load import UnsupportedModel
 
 CHUNK_ROWS = 512  # 512 x 50,257 fp32 logits are 103 MB; larger chunks were not faster
+CPU_TILE = 2048  # of the vocabulary: 512 x 2,048 logits are 4 MB, which stay in a CPU's cache from kernel to kernel
 
 
 def summed_loss(model: PreTrainedModel, batch) -> Tensor:
@@ -94,6 +96,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     They are kept unscaled: entries of softmax - onehot are at most 1, while the same numbers divided by thousands of
     tokens would vanish in fp16. The scale (loss scale / tokens) arrives with backward and is applied in fp32.
+
+    A chunk's logits lie as (V, chunk) and are made tile by tile of the vocabulary, each with its own maximum; their
+    sum over all tiles then turns each into probabilities (Milakov and Gimelshein, "Online normalizer calculation for
+    softmax", 2018). On a GPU one tile is the whole vocabulary.
     """
 
     @staticmethod
@@ -102,30 +108,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         wants_hidden, wants_weight = (with_grad and needed for needed in ctx.needs_input_grad[:2])
         loss = hidden.new_zeros((), dtype=torch.float32)
-        d_hidden = torch.empty_like(hidden, dtype=dtype) if wants_hidden else None
+        d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        tile_rows = CPU_TILE if device == "cpu" else len(weight)
+        tiles = [slice(start, start + tile_rows) for start in range(0, len(weight), tile_rows)]
 
         with torch.autocast(device, enabled=False):
             head = weight.to(dtype)
+            buffer = hidden.new_empty(len(weight) * min(chunk_rows, len(hidden)), dtype=torch.float32)
             for start in range(0, len(hidden), chunk_rows):
                 chunk = slice(start, start + chunk_rows)
-                rows, target = hidden[chunk].to(dtype), targets[chunk, None]
-                p = linear(rows, head).float()  # (chunk, V); logits, and softmax after the next four lines, in place
-                p -= p.amax(dim=1, keepdim=True)
-                target_logit = p.gather(1, target)
-                total = p.exp_().sum(dim=1, keepdim=True)
-                loss += (total.log() - target_logit).sum()
+                rows, target = hidden[chunk].to(dtype), targets[chunk]
+                logits = buffer[: len(weight) * len(rows)].view(-1, len(rows))  # (V, chunk)
+                highest, sums = [], []
+                for tile in tiles:
+                    part = logits[tile].copy_(times_transposed(head[tile], rows))
+                    highest.append(part.amax(dim=0))
+                    part -= highest[-1]
+                    sums.append(part.exp_().sum(dim=0))
+                log_total = torch.logsumexp(torch.stack(highest) + torch.stack(sums).log(), dim=0)
+                loss += (log_total - (rows.float() * head[target].float()).sum(dim=1)).sum()
                 if not (wants_hidden or wants_weight):
                     continue
-                p /= total
-                d_logits = p.scatter_add_(1, target, torch.full_like(target_logit, -1.0)).to(dtype)
-                if wants_hidden:
-                    torch.mm(d_logits, head, out=d_hidden[chunk])
-                if wants_weight and dtype == torch.float32:
-                    d_weight.addmm_(d_logits.T, rows)
-                elif wants_weight:
-                    d_weight += d_logits.T @ rows
-                del p, d_logits  # or two chunks of logits would live at once
+                columns = rows.T.contiguous()
+                for tile, tile_highest in zip(tiles, highest, strict=True):
+                    p = logits[tile].mul_((tile_highest - log_total).exp_())  # exp(logit - highest) -> softmax
+                    place = target - tile.start
+                    here = (place >= 0) & (place < len(p))
+                    p.scatter_add_(0, place.clamp(0, len(p) - 1)[None], -here[None].float())
+                    d_logits = p.to(dtype)
+                    if wants_hidden:
+                        d_hidden[chunk] += transposed_times(d_logits, head[tile])
+                    if wants_weight:
+                        d_weight[tile] += times_transposed(d_logits, columns)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.hidden_dtype = hidden.dtype
         return loss
@@ -134,7 +149,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_loss: Tensor):
         d_hidden, d_weight = ctx.saved_tensors
         if d_hidden is not None:
-            d_hidden = (d_hidden.float() * d_loss).to(ctx.hidden_dtype)
+            d_hidden = (d_hidden * d_loss).to(ctx.hidden_dtype)
         if d_weight is not None:
             d_weight *= d_loss  # in place: the largest gradient of the model exists once
         return d_hidden, d_weight, None, None, None

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,14 +84,27 @@ class Stopwatch:
 
     def __init__(self):
         self.total = 0.0
-        self._lap = 0.0
+        self._lap = self._waited = 0.0
         self._since = time.perf_counter()
 
-    def lap(self) -> float:
-        """Seconds since the last lap."""
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap, and how many of them went by waiting for data."""
         self._take()
-        lap, self._lap = self._lap, 0.0
+        lap, self._lap = (self._lap, self._waited), 0.0
+        self._waited = 0.0
         return lap
+
+    def waiting_for(self, items: Iterable) -> Iterator:
+        """The same items; the time until each is there counts as waiting."""
+        items = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield item
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -3,13 +3,14 @@
     weights + gradients + AdamW's two moments       known from the parameters
     activations                                     measured on two small micro-batches, they grow with the tokens
     one chunk of logits                             known from the shapes
-    context                                         what CUDA and the libraries hold, a constant
 
+What CUDA and the libraries hold is not in the plan: the free memory that it is compared with is read after they came.
 All sizes are bytes. Only the activations depend on the micro-batch, so the largest one that fits can be computed.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 from weakref import finalize
 
 import psutil
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CUDA_CONTEXT = 500 * 2**20  # CUDA itself, cuBLAS and the kernels; not part of what torch counts as allocated
+T = TypeVar("T")
 HEADROOM = 0.92  # of the free memory that a plan may fill: allocators round up and leave gaps
 PROBE_TOKENS = (32, 96)
 
@@ -52,16 +53,18 @@ class MemoryPlan:
         ending = self.gradients + self.embedding_gradient
         return int(self.weights + self.optimizer + max(beginning + self.gradients * accumulating, ending))
 
-    def sentence(self, micro_batch_tokens: int, step_tokens: int, free: int) -> str:
-        """The plan for the screen, in GB."""
+    def rows(self, micro_batch_tokens: int, step_tokens: int, free: int) -> list[tuple[str, str]]:
+        """The plan for the screen; the parts add up to the first row."""
         accumulating = micro_batch_tokens < step_tokens
         peak = self.peak(micro_batch_tokens, accumulating)
-        passing = peak - self.weights - self.optimizer
-        return (
-            f"{peak / 2**30:.2f} GB at most: weights {self.weights / 2**30:.2f}, AdamW {self.optimizer / 2**30:.2f}, "
-            f"gradients and {micro_batch_tokens:,} tokens at a time {passing / 2**30:.2f}; "
-            f"{(free + self.weights) / 2**30:.1f} GB can be used"
-        )
+        passing = peak - self.weights - self.optimizer - self.gradients
+        return [
+            ("memory", f"{gigabytes(peak)} at most; {gigabytes(free + self.weights)} can be used"),
+            ("  weights", gigabytes(self.weights)),
+            ("  gradients", gigabytes(self.gradients)),
+            ("  AdamW", gigabytes(self.optimizer)),
+            ("  activations", f"{gigabytes(passing)}, {micro_batch_tokens:,} tokens at a time, and a chunk of logits"),
+        ]
 
     def largest_micro_batch(self, free: int, longest_record: int, at_most: int) -> int:
         """Tokens of the largest micro-batch that fits into `free` bytes beside the weights that are there already.
@@ -78,6 +81,10 @@ class MemoryPlan:
         while fitting < at_most and self.peak(2 * fitting, accumulating=True) <= room:
             fitting *= 2
         return min(fitting, at_most)
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GB"
 
 
 WAYS_OUT = "The cheapest ways out, in this order: close other programs, --lora, --load_in_4bit, a shorter --max_length."
@@ -194,6 +201,18 @@ def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float) -
     if records_each == 1:
         raise OutOfMemory(f"Out of memory with one record at a time. The last checkpoint is whole. {WAYS_OUT}")
     return tokens // 2
+
+
+def with_less_when_full(compute: Callable[[int], T], tokens: int, smallest: int) -> T:
+    """`compute(tokens)`, and after an out-of-memory error with half as many, down to `smallest`.
+
+    Raises `OutOfMemory` when not even those fit. For what has no state to take back: a validation.
+    """
+    while True:
+        try:
+            return compute(tokens)
+        except RuntimeError as error:
+            tokens = smaller_micro_batch(error, tokens, records_each=max(1.0, tokens / smallest))
 
 
 def get_random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from run.log import MetricsFile, clock, eta_seconds, learning_rate_at, progress_line, short, size
+from run.log import MetricsFile, Stopwatch, clock, eta_seconds, learning_rate_at, progress_line, short, size
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,11 @@ def test_lines_of_steps_that_will_be_done_again_go(tmp_path):
         {"step": 2},
         {"step": 3, "again": True},
     ]
+
+
+def test_waiting_is_told_from_computing(monkeypatch):
+    now = iter([0.0, 10.0, 13.0, 20.0, 21.0, 30.0, 40.0])
+    monkeypatch.setattr("run.log.time.perf_counter", lambda: next(now))
+    watch = Stopwatch()  # at 0; the first item takes 3 seconds, the second 1
+    assert list(watch.waiting_for("ab")) == ["a", "b"]
+    assert watch.lap() == (40.0, 4.0)

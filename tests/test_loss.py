@@ -27,6 +27,20 @@ def test_value_and_gradients_equal_cross_entropy(problem, chunk_rows):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("tile", [1, 10, 101])
+def test_tiles_of_the_vocabulary_change_nothing(problem, tile, monkeypatch):
+    """Logits of very unequal size, so that whole tiles vanish beside others."""
+    hidden, weight, targets = problem
+    steep = weight * torch.linspace(0, 60, len(weight))[:, None]
+    expected = cross_entropy(hidden @ steep.T, targets, reduction="sum")
+    expected_gradients = torch.autograd.grad(expected, (hidden, weight), retain_graph=True)
+    monkeypatch.setattr("model.loss.CPU_TILE", tile)
+    loss = linear_cross_entropy(hidden, steep, targets, chunk_rows=10)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for got, wanted in zip(torch.autograd.grad(loss, (hidden, weight)), expected_gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_a_frozen_head_gets_no_gradient(problem):
     hidden, weight, targets = problem
     weight.requires_grad_(False)

@@ -6,8 +6,17 @@ from conftest import RECORDS, logged, tiny_gpt2, write_data
 from safetensors.torch import load_file
 
 from model.attention import use_flat_attention
+from model.linear import use_onednn
+from model.lora import Lora, wrap
 from model.loss import CHUNK_ROWS, summed_loss
-from run.memory import MemoryPlan, OutOfMemory, TensorAccounting, plan_memory, smaller_micro_batch
+from run.memory import (
+    MemoryPlan,
+    OutOfMemory,
+    TensorAccounting,
+    plan_memory,
+    smaller_micro_batch,
+    with_less_when_full,
+)
 from text.batch import blank_batch
 
 PLAN = MemoryPlan(
@@ -22,12 +31,16 @@ PLAN = MemoryPlan(
 )
 
 
+@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("records, length", [(8, 128), (16, 256)])
-def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, micro_batches):
+def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, micro_batches, lora):
     model = tiny_gpt2(3000, n_embd=96, n_layer=4, activation_function="gelu_pytorch_tanh").train()
+    if lora:
+        wrap(model, Lora())
+    use_onednn(model)
     use_flat_attention(model)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     head = model.get_output_embeddings().weight
     plan = plan_memory(model, head, CHUNK_ROWS, lambda tokens: summed_loss(model, blank_batch(2, tokens // 2)))
 
@@ -45,6 +58,29 @@ def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, mic
         step()
     predicted = plan.peak(records * length // micro_batches, accumulating=micro_batches > 1)
     assert predicted == pytest.approx(accounting.peak, rel=0.15)
+
+
+def test_the_table_adds_up():
+    rows = dict(PLAN.rows(10, step_tokens=20, free=10**6))
+    assert list(rows) == ["memory", "  weights", "  gradients", "  AdamW", "  activations"]
+    big = MemoryPlan(*(2**30 * n for n in (1, 2, 4, 1, 1, 1)), 2**30 / 10, 0.0)
+    first, *parts = big.rows(10, step_tokens=20, free=0)
+    assert float(first[1].split()[0]) == sum(float(value.split()[0]) for _, value in parts) == 1 + 2 + 4 + 3
+
+
+def test_a_validation_that_does_not_fit_is_done_in_smaller_pieces():
+    tried = []
+
+    def compute(tokens):
+        tried.append(tokens)
+        if tokens > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return tokens
+
+    assert with_less_when_full(compute, 1000, smallest=200) == 250
+    assert tried == [1000, 500, 250]
+    with pytest.raises(OutOfMemory):
+        with_less_when_full(compute, 1000, smallest=600)
 
 
 def test_tensor_accounting_counts_what_lives_at_once():

@@ -195,7 +195,8 @@ def sample_batch() -> FlatBatch:
 
 
 def flat_batches(rows: list[Row], token_budget: int) -> list[FlatBatch]:
-    return [flatten(group) for group in split_by_tokens(rows, token_budget)]
+    """The rows in micro-batches, the longest first: those of about one length leave the grid almost without gaps."""
+    return [flatten(group) for group in split_by_tokens(sorted(rows, key=lambda r: -len(r.ids)), token_budget)]
 
 
 def share_of(rows: list[Row], rank: int, ranks: int) -> list[Row]:

@@ -1,0 +1,113 @@
+"""Matrix products on the CPU as convolutions with a 1 x 1 kernel: the same numbers in fp32, through another library.
+
+torch hands products of matrices to MKL, which on a processor that Intel did not make leaves AVX-512 aside, and
+convolutions to oneDNN, which uses it: twice the FLOP/s on a Zen 5. So where that is the case, the linear layers of a
+model and the head in the loss compute their three products, forward and backward, as convolutions over the tokens.
+"""
+
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+from transformers.pytorch_utils import Conv1D
+
+FEWEST_ROWS = 256  # below, oneDNN has too little to share out among the threads, and MKL is as fast
+SUMMED_ROWS = 16  # its kernel for a product that sums over the rows is four times slower when they are no multiple
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """On an AMD processor with AVX-512. Told by its name and not by a stopwatch: a resumed run must get the same."""
+    vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else platform.processor()
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return "AuthenticAMD" in vendor and has_avx512 and torch.backends.mkldnn.is_available()
+
+
+def by_onednn(a: Tensor) -> bool:
+    """Whether a product with `a` goes to oneDNN; not those of a few rows, nor half precision, nor on a GPU."""
+    return a.device.type == "cpu" and a.dtype == torch.float32 and len(a) >= FEWEST_ROWS and onednn_is_faster()
+
+
+def as_image(rows: Tensor) -> Tensor:
+    """`(T, c)` -> `(1, c, T, 1)` in channels-last order, the order that it has: nothing is copied."""
+    return rows.contiguous().view(1, len(rows), 1, -1).permute(0, 3, 1, 2)
+
+
+def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`a` (m, k) times the transpose of `b` (n, k), plus `bias` (n,) -> (m, n)."""
+    if not by_onednn(a):
+        return F.linear(a, b, bias)
+    return F.conv2d(as_image(a), b[:, :, None, None], bias).permute(0, 2, 3, 1).view(len(a), -1)
+
+
+def transposed_times(a: Tensor, b: Tensor) -> Tensor:
+    """The transpose of `a` (m, k) times `b` (m, n) -> (k, n)."""
+    if not by_onednn(a):
+        return a.T @ b
+    most = len(a) // SUMMED_ROWS * SUMMED_ROWS
+    kernel = (a.shape[1], b.shape[1], 1, 1)
+    product = conv2d_weight(as_image(b[:most]), kernel, as_image(a[:most]))[:, :, 0, 0]
+    return product.addmm_(a[most:].T, b[most:])  # the last few by MKL
+
+
+class OneDnnProduct(torch.autograd.Function):
+    """`x` (T, in), `weight` (out, in), `bias` (out,) or None -> (T, out), and the gradients of all three."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return times_transposed(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, d_y: Tensor):
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        d_y = d_y.contiguous()
+        d_x = times_transposed(d_y, weight.T) if wants_x else None
+        d_weight = None
+        if wants_weight and weight.is_contiguous():
+            d_weight = transposed_times(d_y, x)
+        elif wants_weight:  # Conv1D keeps it the other way round
+            d_weight = transposed_times(x, d_y).T
+        return d_x, d_weight, d_y.sum(dim=0) if wants_bias else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x` (..., in), `weight` (out, in) -> (..., out), as `torch.nn.functional.linear`."""
+    rows = x.reshape(-1, x.shape[-1])
+    if not by_onednn(rows) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    return OneDnnProduct.apply(rows, weight, bias).view(*x.shape[:-1], -1)
+
+
+class OneDnnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class OneDnnConv1D(Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.T, self.bias)
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Every `nn.Linear` and `Conv1D` of `model` computes by `linear` from here on, if that is faster here.
+
+    Names, weights and what is saved stay as they are. To be called before the first step.
+    """
+    if not onednn_is_faster():
+        return
+    # oneDNN keeps a compiled kernel of some megabytes for each shape. Flat batches have a new shape in every step, and
+    # all that can be used again is used again within a micro-batch.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "48")
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+        elif type(module) is Conv1D:
+            module.__class__ = OneDnnConv1D

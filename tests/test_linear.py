@@ -1,0 +1,68 @@
+"""Products of matrices as convolutions, against torch's own, with gradients; what a model becomes and stays."""
+
+import pytest
+import torch
+from conftest import tiny_gpt2
+from torch.nn.functional import linear as torch_linear
+
+from model import linear as ours
+from model.attention import use_flat_attention
+from model.loss import summed_loss
+from text.batch import blank_batch
+
+
+@pytest.fixture(autouse=True)
+def onednn_wanted(monkeypatch):
+    """On any processor, also one where it is not faster."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(ours, "onednn_is_faster", lambda: True)
+
+
+@pytest.mark.parametrize("rows", [255, 256, 257, 300, 1003])  # below, at and above the fewest; no multiple of anything
+@pytest.mark.parametrize("stored", ["out, in", "in, out"])
+def test_value_and_gradients_equal_torch(rows, stored):
+    torch.manual_seed(0)
+    x = torch.randn(2, rows, 24, requires_grad=True)
+    weight = torch.randn(40, 24) if stored == "out, in" else torch.randn(24, 40)
+    weight.requires_grad_()
+    bias, d_y = torch.randn(40, requires_grad=True), torch.randn(2, rows, 40)
+    as_rows = weight if stored == "out, in" else weight.T
+    got, expected = ours.linear(x, as_rows, bias), torch_linear(x, as_rows, bias)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(*(torch.autograd.grad(y, (x, weight, bias), d_y) for y in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_only_the_gradients_that_are_wanted():
+    x, weight = torch.randn(300, 24, requires_grad=True), torch.randn(40, 24)
+    ours.linear(x, weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(300, 24))
+
+
+def test_no_gradient_without_need():
+    with torch.no_grad():
+        assert not ours.linear(torch.randn(300, 24, requires_grad=True), torch.randn(40, 24)).requires_grad
+
+
+def test_a_model_has_the_same_loss_gradients_and_names():
+    plain, other = tiny_gpt2(300).train(), tiny_gpt2(300).train()
+    other.load_state_dict(plain.state_dict())
+    ours.use_onednn(other)
+    assert type(other.transformer.h[0].mlp.c_fc) is ours.OneDnnConv1D
+    assert isinstance(other.lm_head, torch.nn.Linear) and list(other.state_dict()) == list(plain.state_dict())
+    losses = []
+    for model in (plain, other):
+        use_flat_attention(model)
+        losses.append(summed_loss(model, blank_batch(8, 60)))
+        losses[-1].backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for (name, p), q in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad - q.grad).abs().max() <= 1e-5 * p.grad.abs().max() + 1e-7, name
+
+
+def test_a_processor_that_gains_nothing_keeps_its_layers(monkeypatch):
+    monkeypatch.setattr(ours, "onednn_is_faster", lambda: False)
+    model = tiny_gpt2(300)
+    ours.use_onednn(model)
+    assert not any(isinstance(m, (ours.OneDnnConv1D, ours.OneDnnLinear)) for m in model.modules())
