@@ -1,4 +1,4 @@
-# make demo | test | lint     (on Windows without make: the README has the same commands as one-liners)
+# make demo | test | lint | bench     (on Windows without make: the README has the same commands as one-liners)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,6 +12,12 @@ test: $(VENV)/dev.stamp
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet "trl>=1.0"
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --lora
+	$(BIN)/python benchmarks/data_prep.py
+
 $(VENV)/run.stamp: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
@@ -21,4 +27,4 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench

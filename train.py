@@ -213,7 +213,7 @@ def main(command: Command) -> int:
             group["lr"] = learning_rate
         random_state = memory.get_random_state(device)
         while True:
-            micro_batches, loss_sum = batch.micro_batches(micro_batch_tokens), torch.zeros((), device=device)
+            micro_batches, loss_sum = batch.micro_batches(micro_batch_tokens), sums.new_zeros(())
             try:
                 for micro_batch in micro_batches:
                     with machine.autocast():

@@ -21,7 +21,7 @@ CPU_TILE = 2048  # of the vocabulary: 512 x 2,048 logits are 4 MB, which stay in
 
 
 def summed_loss(model: PreTrainedModel, batch) -> Tensor:
-    """Sum over the supervised tokens of a flat micro-batch of -ln p(token); a 0-dim fp32 tensor, in nats.
+    """Sum over the supervised tokens of a flat micro-batch of -ln p(token); a 0-dim fp64 tensor, in nats.
 
     `batch` has `ids` and `position_ids` (T,), `lengths` (n,), `rows` (S,): the places whose next token is supervised,
     and `targets` (S,): those tokens. `use_cache` stays off: with a cache the segments would see one another, which
@@ -58,7 +58,7 @@ def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
         if model.config._attn_implementation == "flat":  # some architectures only warn that they cannot
             same = flat_hidden(model, batch)[batch.lengths[0] :]
             separate = torch.equal(same, flat_hidden(model, with_another_first)[batch.lengths[0] :])
-            right = separate and torch.isclose(summed_loss(model, batch), alone.float(), rtol=1e-3).item()
+            right = separate and torch.isclose(summed_loss(model, batch), alone.double(), rtol=1e-3).item()
     except (TypeError, ValueError, RuntimeError, AttributeError):
         right = False  # whatever such a model raises, it has not computed the loss
     model.set_attn_implementation(before)
@@ -82,7 +82,7 @@ def head_of(model: PreTrainedModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def mean_loss(model: PreTrainedModel, batches: list) -> float:
     """Nats per supervised token over flat batches: sums and counts, so that every token weighs the same."""
-    total = sum(summed_loss(model, batch.to(model.device)).double() for batch in batches)
+    total = sum(summed_loss(model, batch.to(model.device)) for batch in batches)
     return float(total) / max(1, sum(len(batch.targets) for batch in batches))
 
 
@@ -107,7 +107,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         wants_hidden, wants_weight = (with_grad and needed for needed in ctx.needs_input_grad[:2])
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        loss = hidden.new_zeros((), dtype=torch.float64)  # thousands of terms: fp32 would lose the seventh digit
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         tile_rows = CPU_TILE if device == "cpu" else len(weight)
@@ -127,7 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     part -= highest[-1]
                     sums.append(part.exp_().sum(dim=0))
                 log_total = torch.logsumexp(torch.stack(highest) + torch.stack(sums).log(), dim=0)
-                loss += (log_total - (rows.float() * head[target].float()).sum(dim=1)).sum()
+                loss += (log_total - (rows.float() * head[target].float()).sum(dim=1)).sum(dtype=torch.float64)
                 if not (wants_hidden or wants_weight):
                     continue
                 columns = rows.T.contiguous()

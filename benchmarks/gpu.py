@@ -1,0 +1,230 @@
+"""What can only be seen on a GPU, in one table: the peers, the memory plan, precisions, an overflow, and small cards.
+
+    python benchmarks/gpu.py                 about 8 minutes on one NVIDIA card
+    python benchmarks/gpu.py --rehearse      the same code on the CPU with tiny shapes, without the peers
+
+A small card is the allocator's cap on a larger one. Weights are random: only shapes matter here.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
+
+from model.attention import use_flat_attention
+from model.load import set_dropout
+from model.lora import Lora, wrap
+from model.loss import CHUNK_ROWS, summed_loss
+from run.device import Machine, pick_machine
+from run.memory import TensorAccounting, plan_memory
+from text.batch import blank_batch
+
+GB = 2**30
+SHAPES = {
+    "DistilGPT-2": lambda: GPT2Config(n_layer=6, activation_function="gelu_pytorch_tanh"),
+    "Qwen2.5-0.5B": lambda: Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "Mistral-7B": lambda: MistralConfig(vocab_size=32768, num_key_value_heads=8, sliding_window=None),
+}  # fmt: skip
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"intermediate_size": 128, "vocab_size": 500, "n_embd": 64, "n_layer": 2, "n_head": 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny shapes")
+    options = parser.parse_args()
+    if not options.rehearse and not torch.cuda.is_available():
+        sys.exit("There is no NVIDIA GPU here, or this torch is a CPU build. The code itself: --rehearse")
+    machine = pick_machine("cpu" if options.rehearse else "cuda")
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
+    print(f"{machine.name}; {versions}; {time.strftime('%Y-%m-%d')}\n")
+    if not options.rehearse:
+        for extra in ((), ("--lora",)):
+            command = [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--device", "cuda", "--steps", "10"]
+            subprocess.run([*command, *extra], check=False)
+            print(flush=True)
+    print("| check | expected | seen |\n|---|---|---|")
+    for check in (plan_against_measured, precisions, overflow, small_cards):
+        for name, expected, seen in check(machine, options.rehearse):
+            print(f"| {name} | {expected} | {seen} |", flush=True)
+
+
+def build(shape: str, machine: Machine, tiny: bool, lora: bool = False, four_bit: bool = False):
+    config = SHAPES[shape]()
+    if tiny:
+        for key in TINY.keys() & config.to_dict().keys():
+            setattr(config, key, TINY[key])
+    set_dropout(config, 0.0)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16 if four_bit else torch.float32)
+    if four_bit:
+        in_four_bit(model, machine.dtype)
+    if lora:
+        wrap(model, Lora(r=8, alpha=16))
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float16:
+            parameter.data = parameter.data.float()
+    use_flat_attention(model)
+    return model.to(machine.device).train()
+
+
+def in_four_bit(model, compute_dtype: torch.dtype) -> None:
+    """The linear layers of the blocks in NF4 with double quantisation, as `load_model` would load them."""
+    import bitsandbytes as bnb
+
+    for name, module in list(model.base_model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            layer = bnb.nn.Linear4bit(
+                module.in_features, module.out_features, module.bias is not None, compute_dtype=compute_dtype,
+                compress_statistics=True, quant_type="nf4", device="meta",
+            )  # fmt: skip
+            layer.weight = bnb.nn.Params4bit(
+                module.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
+            )
+            layer.bias = module.bias
+            model.base_model.set_submodule(name, layer)
+
+
+def step(model, optimizer, scaler, machine: Machine, micro_batches: list) -> float:
+    """One optimizer step as in train.py; returns the mean loss."""
+    tokens, total = sum(len(batch.targets) for batch in micro_batches), 0.0
+    for batch in micro_batches:
+        with machine.autocast():
+            loss = summed_loss(model, batch.to(machine.device))
+        scaler.scale(loss / tokens).backward()
+        total += loss.item()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return total / tokens
+
+
+def adamw(model) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5, fused=True)
+
+
+def peak_of(machine: Machine, model, optimizer, work) -> int:
+    """Bytes of tensors that lived at once during `work()`."""
+    if machine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated()
+    accounting = TensorAccounting()
+    accounting.count([*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())])
+    with accounting:
+        work()
+    return accounting.peak
+
+
+def plan_against_measured(machine: Machine, tiny: bool):
+    for lora in (False, True):
+        model = build("DistilGPT-2", machine, tiny, lora)
+        optimizer, scaler = adamw(model), machine.grad_scaler()
+
+        def probe(tokens: int, model=model) -> torch.Tensor:
+            with machine.autocast():
+                return summed_loss(model, blank_batch(2, tokens // 2).to(machine.device))
+
+        plan = plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe)
+        for records in (4, 16):
+            batches = [blank_batch(records, 256)] * 2
+            step(model, optimizer, scaler, machine, batches)  # makes the optimizer's state
+
+            def work(batches=batches, model=model, optimizer=optimizer, scaler=scaler) -> None:
+                step(model, optimizer, scaler, machine, batches)
+
+            seen = peak_of(machine, model, optimizer, work)
+            planned = plan.peak(256 * records, accumulating=True)
+            name = f"plan, {'LoRA' if lora else 'full'}, {256 * records:,} tokens at a time"
+            yield name, f"{planned / GB:.2f} GB, within 15 %", f"{seen / GB:.2f} GB ({planned / seen - 1:+.0%})"
+
+
+def precisions(machine: Machine, tiny: bool):
+    losses = {}
+    for precision in ("fp32", "bf16") if machine.device.type == "cpu" else ("fp32", "fp16", "bf16"):
+        this = pick_machine(machine.device.type, precision)
+        model = build("DistilGPT-2", this, tiny)
+        optimizer, scaler = adamw(model), this.grad_scaler()
+        losses[precision] = [step(model, optimizer, scaler, this, [blank_batch(4, 128)]) for _ in range(10)]
+    for precision, values in losses.items():
+        apart = max(abs(a - b) / b for a, b in zip(values, losses["fp32"], strict=True))
+        seen = f"{values[0]:.4f} … {values[-1]:.4f}, {apart:.2%} apart"
+        yield f"10 losses in {precision}", "within 1 % of fp32", seen
+
+
+def overflow(machine: Machine, tiny: bool):
+    if machine.device.type == "cpu":
+        yield "fp16 overflow", "skipped, scale recovers", "only on a GPU"
+        return
+    model = build("DistilGPT-2", machine, tiny)
+    optimizer, scaler = adamw(model), torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    before, scales = model.transformer.ln_f.weight.detach().clone(), []
+    for _ in range(40):
+        step(model, optimizer, scaler, machine, [blank_batch(2, 64)])
+        scales.append(scaler.get_scale())
+        if scales[-1] == scales[-2:][0] and len(scales) > 1:
+            break
+    moved = not torch.equal(before, model.transformer.ln_f.weight)
+    finite = all(p.isfinite().all() for p in model.parameters())
+    scale = f"2^{int(scales[-1]).bit_length() - 1}"
+    seen = f"{len(scales) - 1} steps skipped, scale {scale}, weights finite: {finite}, moved: {moved}"
+    yield "fp16 overflow at scale 2^40", "skipped, scale recovers, weights finite", seen
+
+
+def small_cards(machine: Machine, tiny: bool):
+    cards = (
+        ("DistilGPT-2", 3, False, False),
+        ("DistilGPT-2", 6, False, False),
+        ("Qwen2.5-0.5B", 6, True, False),
+        ("Mistral-7B", 8, True, True),
+    )
+    for shape, gigabytes, lora, four_bit in cards:
+        kind = "4-bit LoRA" if four_bit else "LoRA" if lora else "full fine-tune"
+        try:
+            yield f"{shape}, {kind}, 16 x 256", f"inside {gigabytes} GB", on_card(
+                machine, tiny, shape, gigabytes, lora, four_bit
+            )
+        except torch.OutOfMemoryError:
+            yield f"{shape}, {kind}, 16 x 256", f"inside {gigabytes} GB", "does not fit"
+        except ImportError:
+            yield f"{shape}, {kind}, 16 x 256", f"inside {gigabytes} GB", "needs pip install bitsandbytes"
+
+
+def on_card(machine: Machine, tiny: bool, shape: str, gigabytes: int, lora: bool, four_bit: bool) -> str:
+    on_gpu = machine.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(machine.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(gigabytes * GB / total)
+    try:
+        model = build(shape, machine, tiny, lora, four_bit)
+        if four_bit:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        optimizer, scaler = adamw(model), machine.grad_scaler()
+        micro_batches = [blank_batch(4, 256)] * 4
+
+        def work() -> None:
+            for _ in range(2):
+                step(model, optimizer, scaler, machine, micro_batches)
+
+        return f"peak {peak_of(machine, model, optimizer, work) / GB:.2f} GB"
+    finally:
+        if on_gpu:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+if __name__ == "__main__":
+    main()
