@@ -51,11 +51,12 @@ def main() -> int:
 
     from text.fields import Fields
     from text.judge import Options
-    from text.prepare import latin1_hint, prepare
+    from text.prepare import OUTPUTS, latin1_hint, prepare
     from text.sources import find_sources
     from text.workers import cores
 
-    sizes = [source.size for source in find_sources(args.inputs)]
+    outputs = [args.output_dir / name for name in OUTPUTS]
+    sizes = [source.size for source in find_sources(args.inputs, outputs)]
     total = None if None in sizes else sum(sizes)
     workers = args.workers if args.workers is not None else 1 if (total or 0) < SMALL_INPUT_BYTES else cores()
     try:

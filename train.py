@@ -30,7 +30,7 @@ from model.sample import Sampling, generate
 from run import checkpoint as runs
 from run import memory
 from run.cli import INTERRUPTED, UsageError, run_script
-from run.device import peak_memory, pick_machine
+from run.device import keep_freed_memory, peak_memory, pick_machine
 from run.finite import FiniteCheck
 from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
@@ -59,6 +59,7 @@ def main(command: Command) -> int:
         checkpoint = ranks.from_main(lambda: runs.find_checkpoint(command.resume, run))
     machine = pick_machine(config.device, config.precision)
     device = machine.device
+    keep_freed_memory(device)
     name, reason = ranks.from_main(lambda: models.choose_model(config.model_name_or_path, device.type == "cuda"))
     if config.lora and name == models.POCKET:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")

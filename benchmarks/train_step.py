@@ -224,11 +224,12 @@ def ours(options: argparse.Namespace):
     from model.linear import use_onednn
     from model.lora import Lora, wrap
     from model.loss import summed_loss
-    from run.device import pick_machine
+    from run.device import keep_freed_memory, pick_machine
     from text.batch import Encoder, step_batches
     from text.template import QA
 
     machine = pick_machine(options.device)
+    keep_freed_memory(machine.device)
     model = distilgpt2(options, dropout=0.0)
     for block in getattr(model.base_model, "h", ()):  # as load_model has it: the same formula in one kernel
         block.mlp.act = torch.nn.GELU(approximate="tanh")

@@ -76,6 +76,10 @@ def test_tags_go_before_entities_are_decoded(raw, cleaned):
         ("a<o:p>b</o:p>c", "a b c"),
         ('<span class="a-size-medium a-color-secondary"', ""),
         ("Mug <br", "Mug"),
+        ("<![CDATA[<p>A steel mug.</p><p>Blue</p>]]>", "A steel mug. Blue"),
+        ("<![CDATA[Caneca]]>", "Caneca"),
+        ("my heart </3 and a long text", "my heart < /3 and a long text"),
+        ("what <? and more", "what < ? and more"),
         ("Waist <XL. Machine washable", "Waist < XL. Machine washable"),
     ],
 )
@@ -132,6 +136,13 @@ def test_time_is_linear_in_hostile_text(unit):
     """500,000 characters each; what is quadratic (tree depth, clones, order of marks) would take minutes."""
     begin = time.perf_counter()
     clean(unit * (500_000 // len(unit)))
+    assert time.perf_counter() - begin < 10
+
+
+def test_a_tag_of_very_many_attributes_is_a_tag():
+    attributes = " ".join(f"x{i}=1" for i in range(400_000))
+    begin = time.perf_counter()
+    assert clean(f"before <a {attributes}>mug</a> after") == "before mug after"
     assert time.perf_counter() - begin < 10
 
 

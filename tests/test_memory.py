@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import RECORDS, logged, tiny_gpt2, write_data
+from conftest import RECORDS, logged, stopped_at, tiny_gpt2, write_data
 from safetensors.torch import load_file
 
 from model.attention import use_flat_attention
@@ -138,6 +138,28 @@ def test_out_of_memory_changes_neither_losses_nor_weights(
     expected, got = (load_file(run / "final" / "model.safetensors") for run in (whole, recovered))
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_resumed_after_a_halving_is_bitwise_the_one_that_went_on(
+    tmp_path, data, gpt2_folder, train, monkeypatch
+):
+    import train as script
+
+    common = ("--model", gpt2_folder, "--max_steps", 5, "--per_device_train_batch_size", 8, "--logging_steps", 1)
+    common += ("--micro_batch_tokens", 200, "--learning_rate", 1e-2, "--dropout", 0.1)
+    for name in ("whole", "parts"):
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "summed_loss", out_of_memory_once(script, 1 + 4))
+            if name == "whole":
+                train("--run_name", name, *common)
+            else:
+                with stopped_at(3):
+                    train("--run_name", name, *common)
+    train("--resume", tmp_path / "runs" / "parts")
+    whole, parts = (tmp_path / "runs" / name for name in ("whole", "parts"))
+    assert [e["loss"] for e in logged(whole)] == [e["loss"] for e in logged(parts)]
+    expected, got = (load_file(run / "final" / "model.safetensors") for run in (whole, parts))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_the_step_that_is_done_again_draws_the_same_dropout(tmp_path, data, gpt2_folder, train, monkeypatch):

@@ -230,6 +230,68 @@ def test_a_record_without_end_is_cut_off_and_the_next_one_is_found(monkeypatch):
     assert any(isinstance(row, TooLong) for row in rows)
 
 
+@pytest.mark.parametrize("delimiter", [b",", b"\t"])
+def test_a_quote_that_is_never_closed_costs_its_own_line(delimiter):
+    text = b'title,content\n"a",b\nc,"never closed\nd,e\nf,g\n'.replace(b",", delimiter)
+    a, broken, d, f = raw_records(text, "a.csv")
+    assert (a, d, f) == (["a", "b"], ["d", "e"], ["f", "g"])
+    assert isinstance(broken, module.Unclosed) and broken.startswith(b"c")
+
+
+def test_a_long_line_of_a_table_is_one_record(tmp_path):
+    source = tmp_path / "shop.csv"
+    source.write_bytes(b"title,content\nA," + b"x" * 28_000_000 + b"\nB,A description of more than twenty letters.\n")
+    counts = prepare([source], tmp_path / "data", EVERY)
+    assert (counts.lines, counts.records, counts.reasons["longer than 4 MB"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("before", [b"sep=;\r\n", b"\r\n\r\n", b"\n \nsep=;\n"])
+def test_what_stands_before_the_header_of_a_table(before):
+    assert raw_records(before + b"title;content\na;b\n", "a.csv") == [["a", "b"]]
+
+
+def test_quotes_of_a_database_beside_empty_cells():
+    text = b'"id","title","note","content"\n' + b'"1","Mug","","of 5 cm\\" wide, \\"steel\\", ok"\n' * 3
+    assert raw_records(text, "a.csv") == [["1", "Mug", "", 'of 5 cm" wide, "steel", ok']] * 3
+
+
+@pytest.mark.parametrize("bad", [b"\n", b"\xff\xfe\n", b'{"title": "a"}\n'])
+def test_fields_are_looked_for_until_they_are_found(tmp_path, bad):
+    source = tmp_path / "late.jsonl"
+    source.write_bytes(bad * 5_000 + as_lines())
+    counts = prepare([source], tmp_path / "data", EVERY)
+    assert counts.records == len(PRODUCTS)
+
+
+def test_names_that_cannot_be_printed_are_escaped(tmp_path):
+    shop = tmp_path / "shop.csv"
+    shop.write_bytes("Nome;Preço;Descrição\nCaneca;1;Uma caneca de aço inoxidável\n".encode("cp1252") * 2)
+    result = script("data_prep.py", str(shop), "--output_dir", str(tmp_path / "data"))
+    assert result.returncode == 2 and "--encoding cp1252" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    odd = tmp_path / "odd.jsonl"
+    odd.write_bytes(as_lines().replace(b'"uid"', b'"uid\\ud800"'))
+    assert prepare([odd], tmp_path / "odd", EVERY).records == len(PRODUCTS)
+
+
+def test_an_encoding_that_is_none_is_a_sentence(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(as_lines())
+    with pytest.raises(DataError, match="no encoding 'base64'"):
+        prepare([tmp_path / "a.jsonl"], tmp_path / "data", Options(encoding="base64"))
+
+
+def test_its_own_outputs_are_no_input(tmp_path):
+    (tmp_path / "shop.jsonl").write_bytes(as_lines())
+    first = prepare([tmp_path], tmp_path, EVERY)
+    assert prepare([tmp_path], tmp_path, EVERY) == first
+
+
+def test_a_star_that_the_shell_left_alone(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(as_lines())
+    assert [source.name for source in find_sources([tmp_path / "*.jsonl"])] == ["a.jsonl", "b.jsonl"]
+
+
 def test_a_line_of_50_mb_is_one_rejected_record(tmp_path):
     source = tmp_path / "trn.json.gz"
     line = b'{"title": "' + b"x" * 50_000_000 + b'"}\n'

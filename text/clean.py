@@ -42,7 +42,11 @@ _CELL = re.compile(r"<(?=/?(?:t[dhr]|caption)\b)", re.IGNORECASE)
 
 # After the last `>`: `<XL. Washable` and whatever else does not look like a tag cut off in its middle (`<br`,
 # `<span class="a-si`). For HTML it would be a tag all the same, and take the rest of the text with it.
-_NOT_A_TAG = re.compile(r"<(?=[A-Za-z])(?![A-Za-z][\w:-]*(?:\s*(?:/\s*)?\Z|\s+[\w:-]+\s*(?:=|\Z)))")
+_NOT_A_TAG = re.compile(r"<(?=[A-Za-z])(?![A-Za-z][\w:-]*(?:\s*(?:/\s*)?\Z|\s+[\w:-]+\s*(?:=|\Z)))|<(?=/[^A-Za-z]|\?)")
+
+# The parser compares each attribute of a tag with all others of it: 4 MB of them would take minutes.
+MAX_CHARS_OF_A_TAG = 20_000
+_ENDLESS_TAG = re.compile(rf"(<[A-Za-z][\w:-]*)[^<>]{{{MAX_CHARS_OF_A_TAG},}}>")
 
 # A shortcut to the same result: `&amp;amp;amp;quot;`, escaped anew at every save, would lose one layer a round.
 _ESCAPED_AGAIN = re.compile(r"&(?:amp;)+")
@@ -129,6 +133,10 @@ def _with_whole_characters(text: str) -> str:
 def _visible_text(html: str) -> str:
     """The text a browser shows: without tags, comments, scripts and styles; one layer of entities decoded."""
     html = _ESCAPED_AGAIN.sub("&", html)
+    if "<![CDATA[" in html:  # of feeds in XML; for HTML all of it would be a comment
+        html = html.replace("<![CDATA[", " ").replace("]]>", " ")
+    if len(html) > MAX_CHARS_OF_A_TAG:
+        html = _ENDLESS_TAG.sub(r"\1>", html)
     if "<" not in html:
         return LexborHTMLParser(html, is_fragment=True).text()
     closed = html.rfind(">") + 1

@@ -69,26 +69,39 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 
 class KeyTable:
-    """Which record was the first to have a key: a hash table in two arrays, 12 bytes a slot.
+    """Which records have a key: a hash table of the first one in two arrays, 12 bytes a slot.
 
-    Python's dict would take 100 bytes a key; a catalogue of a million records has ten million.
+    Python's dict would take 100 bytes a key; a catalogue of a million records has ten million. The few keys that
+    several records share without being near (a paragraph that a shop puts under everything) have up to MOST more in
+    a dict.
     """
+
+    MOST = 32
 
     def __init__(self, slots: int = 1 << 16):
         """`slots`: a power of two; doubled whenever two thirds of them are taken."""
         self.taken = 0
         self._keys, self._records = np.zeros(slots, np.uint64), np.zeros(slots, np.uint32)
+        self._more: dict[int, list[int]] = {}
 
     def find(self, keys: np.ndarray) -> list[int]:
-        """The records that were the first with any of `keys`, each once, the earliest first."""
+        """The records that have any of `keys`, each once, the earliest first."""
         slots = self._slots(keys)
-        return sorted(set(self._records[slots[self._keys[slots] == keys]].tolist()))
+        held = self._keys[slots] == keys
+        found = set(self._records[slots[held]].tolist())
+        for key in keys[held].tolist() if self._more else ():
+            found.update(self._more.get(key, ()))
+        return sorted(found)
 
     def add(self, keys: np.ndarray, record: int) -> None:
-        """Note `record` for those of `keys` that no earlier record had."""
+        """Note `record` for `keys`."""
         if 3 * (self.taken + len(keys)) > 2 * len(self._keys):
             self._grow()
         keys = np.unique(keys)
+        for key in keys[self._keys[self._slots(keys)] == keys].tolist():
+            more = self._more.setdefault(key, [])
+            if len(more) < self.MOST:
+                more.append(record)
         self._put(keys, np.full(len(keys), record, np.uint32))
 
     def _slots(self, keys: np.ndarray) -> np.ndarray:

@@ -60,15 +60,23 @@ def choose_fields(names: Iterable[str], given: Fields = Fields()) -> Fields:
 
 def describe(fields: Fields, names: Iterable[str]) -> str:
     """The choice in words, with the next thing to try where a field was not found."""
-    parts = [f'{what} from "{name}"' for what, name in _items(fields) if name is not None]
+    names = list(dict.fromkeys(map(printable, names)))
+    parts = [f'{what} from "{printable(name)}"' for what, name in _items(fields) if name is not None]
     missing = [what for what, name in _items(fields)[:2] if name is None]
     if missing:
-        known = ", ".join(f'"{name}"' for name in list(dict.fromkeys(names))[:12]) or "none"
+        known = ", ".join(f'"{name}"' for name in names[:12]) or "none"
         options = " and ".join(f"--{what}_field NAME" for what in missing)
         parts.append(f"no field for the {' and the '.join(missing)} among {known}: name it with {options}")
     elif fields.uid is None:
         parts.append("uid is the number of the line")
+    if any("\\udc" in name for name in names):
+        parts.append("the names are not UTF-8: try --encoding cp1252")
     return ", ".join(parts)
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot encode: bytes of another encoding, lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _items(fields: Fields) -> list[tuple[str, str | None]]:

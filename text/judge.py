@@ -15,7 +15,7 @@ import numpy as np
 from text.clean import clean
 from text.duplicates import digest, digest_of, near_keys
 from text.fields import Fields
-from text.records import Layout, Raw, TooLong
+from text.records import Layout, Raw, TooLong, Unclosed
 from text.sources import Source
 
 SPLITS = ("train", "val", "test")
@@ -124,6 +124,8 @@ def parse(raw: bytes) -> dict | str:
     """The object of a raw JSON record, or the reason why there is none."""
     if isinstance(raw, TooLong):
         return TOO_LONG
+    if isinstance(raw, Unclosed):
+        return BROKEN
     if not raw.strip():
         return BLANK
     try:

@@ -53,7 +53,8 @@ OUTPUTS = (
 
 START_BYTES = 200  # of a record that cannot be read, for rejects.jsonl
 BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
-FIELDS_SAMPLE = 200  # records that are looked at to choose the fields
+FIELDS_SAMPLE = 200  # records of a block that are looked at to choose the fields
+MOST_NAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prepare(
         from text.report import token_counter, write_report  # loads matplotlib
 
         counter = token_counter(options.tokenizer)  # now: a name that is wrong is said before the work
-    sources = find_sources(inputs)
+    sources = find_sources(inputs, [output_dir / name for name in OUTPUTS])
     output_dir.mkdir(parents=True, exist_ok=True)
     with together(output_dir, OUTPUTS) as paths:
         counts, examples = _write_splits(sources, paths, options, workers, progress, say)
@@ -162,7 +163,8 @@ def _write_splits(
                     if outcome in UNREADABLE:
                         rejects.write(json_line(_reject(block.source, number, outcome, raw)))
     counts = Counts(lines, kept, reasons, latin1)
-    assert counts.lines == counts.records + sum(counts.reasons.values()), counts
+    if counts.lines != counts.records + sum(counts.reasons.values()):
+        raise AssertionError(f"lines are unaccounted for: {counts}")
     return counts, [_example(line, *before) for _, before, line in sorted(examples, reverse=True)]
 
 
@@ -175,12 +177,15 @@ def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[
     for source in sources:
         with open_source(source, options.encoding, progress) as stream:
             layout, records = read_layout(stream, source.name, options.fields)
-            number, fields = layout.first, None
+            number, fields, names = layout.first, None, list(layout.header)
             while block := _next_block(records):
-                if fields is None:
-                    names = layout.header if layout.kind == "table" else _names(block)
-                    fields = choose_fields(names, options.fields)
-                    say(f"{source}: {describe(fields, names)}")
+                if fields is None or (fields.found < 2 and layout.kind != "table"):  # look on until both are found
+                    if layout.kind != "table":
+                        names = list(dict.fromkeys([*names, *_names(block)]))[:MOST_NAMES]
+                    chosen = choose_fields(names, options.fields)
+                    if fields is None or chosen.found > fields.found:
+                        say(f"{source}: {describe(chosen, names)}")
+                    fields = chosen
                 yield Block(source, layout, fields, number, before, block)
                 number, before = number + len(block), before + len(block)
 

@@ -7,6 +7,7 @@ is one record, and a record is at most MAX_RECORD_BYTES.
 import csv
 import io
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +19,19 @@ MAX_RECORD_BYTES = 1 << 22
 START_BYTES = 200  # what is kept of a record that is too long
 SAMPLE_BYTES = 1 << 16  # of a file, to tell what it is
 
+# Before a table's header: empty lines, and the line in which spreadsheets write their delimiter.
+_BEFORE_HEADER = re.compile(rb"\A(?:[ \t]*\r?\n)*(?:sep=.\r?\n)?(?:[ \t]*\r?\n)*")
+MAX_CELL = 1 << 18  # characters; a longer one is a quote that was opened and never closed
+
 Raw = bytes | list[str]  # a line or an element; or the cells of a row
 
 
 class TooLong(bytes):
     """The start of a record of more than MAX_RECORD_BYTES; the rest was skipped."""
+
+
+class Unclosed(bytes):
+    """The start of a table's line with a quote that is never closed."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,12 @@ def read_layout(stream: io.BufferedReader, name: str, given: Fields) -> tuple[La
     (standard input), by the first line. `given` are the fields named by the user, which help to tell a table's header.
     """
     sample = stream.read(SAMPLE_BYTES)
-    stream = io.BufferedReader(_After(sample, stream), 1 << 18)
-    start = sample.lstrip()[:1]
     named_table = name.lower().endswith((".csv", ".tsv"))
     named_json = name.lower().endswith((".json", ".jsonl", ".ndjson"))
+    if named_table:
+        sample = _BEFORE_HEADER.sub(b"", sample)
+    stream = io.BufferedReader(_After(sample, stream), 1 << 18)
+    start = sample.lstrip()[:1]
     if named_table or not (named_json or start in b"{["):
         dialect, header = _table(sample.decode("utf-8", "surrogateescape"), given)
         if named_table or choose_fields(header, given).found:
@@ -153,14 +164,14 @@ def _table(sample: str, given: Fields) -> tuple[dict, tuple[str, ...]]:
         pairs.append((sniffed.delimiter, sniffed.quotechar))
     best, best_score = ({}, ()), (-1,)
     for delimiter, quote in pairs:
-        # Databases write a quote inside a cell as \", spreadsheets as "".
-        escape = "\\" if "\\" + quote in sample and quote * 2 not in sample else None
-        dialect = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "skipinitialspace": True}
-        header, *rows = _first_rows(sample, dialect) or [()]
-        same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
-        score = (choose_fields(header, given).found, same, len(header))
-        if score > best_score:
-            best, best_score = (dialect, tuple(cell.strip() for cell in header)), score
+        # Spreadsheets write a quote inside a cell as "", databases as \".
+        for escape in (None, "\\") if "\\" + quote in sample else (None,):
+            dialect = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "skipinitialspace": True}
+            header, *rows = _first_rows(sample, dialect) or [()]
+            same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
+            score = (choose_fields(header, given).found, same, len(header))
+            if score > best_score:
+                best, best_score = (dialect, tuple(cell.strip() for cell in header)), score
     return best
 
 
@@ -172,14 +183,55 @@ def _first_rows(sample: str, dialect: dict) -> list[list[str]]:
     return rows[:-1] if len(rows) > 1 else rows
 
 
-def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[list[str]]:
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-    rows = csv.reader(iter(lambda: text.readline(MAX_RECORD_BYTES), ""), **dialect)
+class _Lines:
+    """The lines of a table, one after the other, with those that the row being read has taken so far."""
+
+    def __init__(self, stream: io.BufferedReader):
+        self._text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+        self._again: deque[str] = deque()
+        self.taken: list[str] = []
+        self.ended = False
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else self._text.readline(MAX_RECORD_BYTES)
+        if not line:
+            self.ended = True
+            raise StopIteration
+        self.taken.append(line)
+        if len(line) == MAX_RECORD_BYTES and not line.endswith(("\n", "\r")):
+            while (rest := self._text.readline(MAX_RECORD_BYTES)) and not rest.endswith(("\n", "\r")):
+                pass
+            raise csv.Error("a line of more than MAX_RECORD_BYTES")
+        return line
+
+    def give_back(self) -> str:
+        """The first line of the row; the others will be read anew."""
+        first, *others = self.taken
+        self._again.extendleft(reversed(others))
+        self.ended = False
+        return first
+
+
+def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
+    """The rows of a table. A quote that is never closed would take all that follows into one cell: where one runs to
+    the end of the file or past MAX_CELL, the line that it stands in is broken, and the next ones are read anew."""
+    csv.field_size_limit(MAX_CELL)
+    lines = _Lines(stream)
+    rows = csv.reader(lines, **dialect)
     while True:
-        try:
-            yield next(rows)
-        except StopIteration:
-            return
-        except csv.Error:  # a cell that never ends, such as behind a quote that was opened and not closed
-            yield TooLong()
+        lines.taken.clear()
+        row = None
+        with suppress(csv.Error):
+            row = next(rows, ())
+            if row == ():
+                return
+        quotes = sum(line.count(dialect["quotechar"]) for line in lines.taken) if lines.ended else 0
+        if row is not None and (len(lines.taken) == 1 or quotes % 2 == 0):
+            yield row
+            continue
+        first = lines.give_back()
+        start = first[:START_BYTES].encode("utf-8", "surrogateescape")
+        yield TooLong(start) if len(first) > MAX_CELL else Unclosed(start)

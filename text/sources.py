@@ -6,13 +6,14 @@ import io
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from text.errors import DataError
+from text.fields import printable
 
 STDIN = Path("-")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
@@ -40,29 +41,36 @@ class Source:
     def name(self) -> str:
         """Without its folders and without `.gz`: what tells the format, and what rejects.jsonl calls it."""
         name = "standard input" if self.path == STDIN else PurePosixPath(self.member or self.path.name).name
-        return name.removesuffix(".gz")
+        return printable(name.removesuffix(".gz"))
 
     def __str__(self) -> str:
         if self.member:
-            return f"{self.path}, {self.member}"
-        return self.name if self.path == STDIN else str(self.path)
+            return printable(f"{self.path}, {self.member}")
+        return self.name if self.path == STDIN else printable(str(self.path))
 
 
-def find_sources(inputs: list[Path]) -> list[Source]:
+def find_sources(inputs: list[Path], outputs: Collection[Path] = ()) -> list[Source]:
     """The files that `inputs` mean, in order. Of a folder or a zip archive: `trn.json(.gz)` if it has one, else every
-    catalogue in it, by name. Raises DataError for an input that is not there or holds no catalogue."""
+    catalogue in it, by name, but none of our own `outputs`.
+
+    Raises DataError for an input that is not there or holds no catalogue.
+    """
     sources = []
     for path in inputs:
         if path == STDIN:
             sources.append(Source(path))
+        elif "*" in path.name and (found := sorted(path.parent.glob(path.name))):  # Windows leaves it to the program
+            sources += find_sources(found, outputs)
         elif path.is_dir():
-            files = {str(file.relative_to(path).as_posix()): file for file in path.rglob("*") if file.is_file()}
+            found = [file for file in path.rglob("*") if file.is_file() and file not in outputs]
+            files = {file.relative_to(path).as_posix(): file for file in found}
             chosen = _catalogues(list(files), also=(".zip",))
             if not chosen:
                 raise DataError(f"The folder {path} holds no catalogue (a name ending in {_suffixes()}).")
             sources += find_sources([files[name] for name in chosen])
         elif not path.exists():
-            raise DataError(f"There is no file {path}. {WHERE_TO_GET_IT}")
+            where = f" {WHERE_TO_GET_IT}" if path.name.startswith("trn") else ""
+            raise DataError(f"There is no file {printable(str(path))}.{where}")
         elif _starts_like_zip(path):
             sources += _members(path)
         else:
@@ -158,8 +166,9 @@ def _stored(source: Source, stack: ExitStack, progress: Callable[[int], None]) -
 
 def _is_utf8(encoding: str) -> bool:
     try:
+        "".encode(encoding)  # a codec that is no text encoding (base64) is refused here
         return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise DataError(f"There is no encoding {encoding!r}. Usual ones: utf-8, cp1252, latin-1, utf-16.") from None
 
 
