@@ -53,7 +53,7 @@ OUTPUTS = (
 
 START_BYTES = 200  # of a record that cannot be read, for rejects.jsonl
 BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
-FIELDS_SAMPLE = 200  # records of a block that are looked at to choose the fields
+FIELDS_SAMPLE = 200  # records of a block that are looked at to choose the fields; all of it when they are not there
 MOST_NAMES = 1_000
 
 
@@ -180,9 +180,11 @@ def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[
             number, fields, names = layout.first, None, list(layout.header)
             while block := _next_block(records):
                 if fields is None or (fields.found < 2 and layout.kind != "table"):  # look on until both are found
-                    if layout.kind != "table":
-                        names = list(dict.fromkeys([*names, *_names(block)]))[:MOST_NAMES]
                     chosen = choose_fields(names, options.fields)
+                    for sample in (block[:FIELDS_SAMPLE], block):
+                        if layout.kind != "table" and chosen.found < 2:
+                            names = list(dict.fromkeys([*names, *_names(sample)]))[:MOST_NAMES]
+                            chosen = choose_fields(names, options.fields)
                     if fields is None or chosen.found > fields.found:
                         say(f"{source}: {describe(chosen, names)}")
                     fields = chosen
@@ -201,8 +203,8 @@ def _next_block(records: Iterator[Raw]) -> list[Raw]:
 
 
 def _names(records: list[Raw]) -> list[str]:
-    """The keys of the first objects among raw JSON records."""
-    parsed = (parse(raw) for raw in records[:FIELDS_SAMPLE])
+    """The keys of the objects among raw JSON records."""
+    parsed = map(parse, records)
     return [key for record in parsed if isinstance(record, dict) for key in record]
 
 

@@ -21,7 +21,7 @@ SAMPLE_BYTES = 1 << 16  # of a file, to tell what it is
 
 # Before a table's header: empty lines, and the line in which spreadsheets write their delimiter.
 _BEFORE_HEADER = re.compile(rb"\A(?:[ \t]*\r?\n)*(?:sep=.\r?\n)?(?:[ \t]*\r?\n)*")
-MAX_CELL = 1 << 18  # characters; a longer one is a quote that was opened and never closed
+MAX_LINES_OF_A_ROW = 1 << 18  # characters; a row of several lines that is longer has a quote that is never closed
 
 Raw = bytes | list[str]  # a line or an element; or the cells of a row
 
@@ -189,8 +189,12 @@ class _Lines:
     def __init__(self, stream: io.BufferedReader):
         self._text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
         self._again: deque[str] = deque()
-        self.taken: list[str] = []
         self.ended = False
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        self.taken: list[str] = []
+        self._size = 0  # characters of `taken`
 
     def __iter__(self) -> "_Lines":
         return self
@@ -201,7 +205,10 @@ class _Lines:
             self.ended = True
             raise StopIteration
         self.taken.append(line)
-        if len(line) == MAX_RECORD_BYTES and not line.endswith(("\n", "\r")):
+        self._size += len(line)
+        if len(self.taken) > 1 and self._size > MAX_LINES_OF_A_ROW:
+            raise csv.Error("a quote that is never closed")
+        if len(line) >= MAX_RECORD_BYTES and not line.endswith(("\n", "\r")):
             while (rest := self._text.readline(MAX_RECORD_BYTES)) and not rest.endswith(("\n", "\r")):
                 pass
             raise csv.Error("a line of more than MAX_RECORD_BYTES")
@@ -217,12 +224,13 @@ class _Lines:
 
 def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
     """The rows of a table. A quote that is never closed would take all that follows into one cell: where one runs to
-    the end of the file or past MAX_CELL, the line that it stands in is broken, and the next ones are read anew."""
-    csv.field_size_limit(MAX_CELL)
+    the end of the file or past MAX_LINES_OF_A_ROW, the line that it stands in is broken, and the next ones are read
+    anew."""
+    csv.field_size_limit(MAX_RECORD_BYTES)
     lines = _Lines(stream)
     rows = csv.reader(lines, **dialect)
     while True:
-        lines.taken.clear()
+        lines.begin_row()
         row = None
         with suppress(csv.Error):
             row = next(rows, ())
@@ -234,4 +242,4 @@ def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
             continue
         first = lines.give_back()
         start = first[:START_BYTES].encode("utf-8", "surrogateescape")
-        yield TooLong(start) if len(first) > MAX_CELL else Unclosed(start)
+        yield TooLong(start) if len(first) >= MAX_RECORD_BYTES else Unclosed(start)

@@ -69,7 +69,7 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = ()) -> list[Sou
                 raise DataError(f"The folder {path} holds no catalogue (a name ending in {_suffixes()}).")
             sources += find_sources([files[name] for name in chosen])
         elif not path.exists():
-            where = f" {WHERE_TO_GET_IT}" if path.name.startswith("trn") else ""
+            where = "" if path.suffix.lower() in (".csv", ".tsv") else f" {WHERE_TO_GET_IT}"
             raise DataError(f"There is no file {printable(str(path))}.{where}")
         elif _starts_like_zip(path):
             sources += _members(path)
