@@ -132,6 +132,7 @@ def main(command: Command) -> int:
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
     val_rows = ranks.share(encoder.rows(val_records))
+    longest_val = max((len(row.ids) for row in val_rows), default=1)
     parameters, trainable = model.num_parameters(), sum(p.numel() for p in trained)
     sample = encoder.rows([train_file[i] for i in range(min(len(train_file), 500))])
     if not any(len(row.ids) > row.first_supervised for row in sample):
@@ -225,7 +226,7 @@ def main(command: Command) -> int:
             except RuntimeError as error:
                 records_each = len(batch.rows) / len(micro_batches)
                 micro_batch_tokens = memory.smaller_micro_batch(error, micro_batch_tokens, records_each)
-            tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time. The result stays the same.")
+            tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time.")
             # the same step again, from its start
             optimizer.zero_grad(set_to_none=True)
             memory.set_random_state(random_state, device)
@@ -258,7 +259,7 @@ def main(command: Command) -> int:
             }
             if val_records and (done % config.eval_steps == 0 or last):
                 with watch.paused():
-                    mine = memory.with_less_when_full(validate, micro_batch_tokens, config.max_length)
+                    mine = memory.with_less_when_full(validate, micro_batch_tokens, longest_val)
                     entry["val_loss"] = ranks.mean(*mine)
                 model.train()
             if ranks.is_main:

@@ -69,7 +69,7 @@ def build(shape: str, machine: Machine, tiny: bool, lora: bool = False, four_bit
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float16 if four_bit else torch.float32)
     if four_bit:
-        in_four_bit(model, machine.dtype)
+        in_four_bit(model, machine)
     if lora:
         wrap(model, Lora(r=8, alpha=16))
     for parameter in model.parameters():
@@ -79,21 +79,22 @@ def build(shape: str, machine: Machine, tiny: bool, lora: bool = False, four_bit
     return model.to(machine.device).train()
 
 
-def in_four_bit(model, compute_dtype: torch.dtype) -> None:
-    """The linear layers of the blocks in NF4 with double quantisation, as `load_model` would load them."""
+def in_four_bit(model, machine: Machine) -> None:
+    """The linear layers of the blocks in NF4 with double quantisation, as `load_model` would load them; rounded on the
+    device, layer by layer, which on a CPU would take minutes for 7B."""
     import bitsandbytes as bnb
 
     for name, module in list(model.base_model.named_modules()):
         if isinstance(module, torch.nn.Linear):
             layer = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, module.bias is not None, compute_dtype=compute_dtype,
+                module.in_features, module.out_features, module.bias is not None, compute_dtype=machine.dtype,
                 compress_statistics=True, quant_type="nf4", device="meta",
             )  # fmt: skip
             layer.weight = bnb.nn.Params4bit(
                 module.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
             )
             layer.bias = module.bias
-            model.base_model.set_submodule(name, layer)
+            model.base_model.set_submodule(name, layer.to(machine.device))
 
 
 def step(model, optimizer, scaler, machine: Machine, micro_batches: list) -> float:
@@ -154,7 +155,9 @@ def plan_against_measured(machine: Machine, tiny: bool):
 
 def precisions(machine: Machine, tiny: bool):
     losses = {}
-    for precision in ("fp32", "bf16") if machine.device.type == "cpu" else ("fp32", "fp16", "bf16"):
+    on_cpu = machine.device.type == "cpu"
+    has_bf16 = on_cpu or torch.cuda.is_bf16_supported(including_emulation=False)
+    for precision in ("fp32", *(() if on_cpu else ("fp16",)), *(("bf16",) if has_bf16 else ())):
         this = pick_machine(machine.device.type, precision)
         model = build("DistilGPT-2", this, tiny)
         optimizer, scaler = adamw(model), this.grad_scaler()
@@ -208,7 +211,7 @@ def on_card(machine: Machine, tiny: bool, shape: str, gigabytes: int, lora: bool
     if on_gpu:
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(machine.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(gigabytes * GB / total)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * GB / total))
     try:
         model = build(shape, machine, tiny, lora, four_bit)
         if four_bit:

@@ -11,7 +11,7 @@ random (the shape is what counts), records real LF-Amazon where the shared asset
     seed    transformers.Trainer as the seed's notebook had it: everything padded to 256, loss on every token that is
             not padding, a [PAD] token added, dropout 0.1, fused AdamW
     fair    the same Trainer made fair: padded to the longest of the batch, dropout 0, loss on the answer
-    sft     trl.SFTTrainer with its defaults (prompt and completion, padded to the longest)
+    sft     trl.SFTTrainer with its defaults (padded to the longest; bf16 and gradient checkpointing are on)
     packed  trl.SFTTrainer with packing=True
     peft    only with --lora: peft's layers in our flat step and chunked loss
     ours    flat batches and the chunked loss, as train.py runs them
@@ -237,9 +237,7 @@ def ours(options: argparse.Namespace):
         with_peft(model)  # puts its layers into the model
     elif options.lora:
         wrap(model, Lora(r=8, alpha=16))
-        use_onednn(model)
-    else:
-        use_onednn(model)
+    use_onednn(model)
     use_flat_attention(model)
     model.to(machine.device).train()
     encoder, all_records = Encoder(tokenizer(), QA, MAX_LENGTH), records()

@@ -61,7 +61,9 @@ class OneDnnProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)  # W is frozen under LoRA
+        ctx.is_transposed = not weight.is_contiguous()  # Conv1D keeps it the other way round
         return times_transposed(x, weight, bias)
 
     @staticmethod
@@ -71,10 +73,8 @@ class OneDnnProduct(torch.autograd.Function):
         d_y = d_y.contiguous()
         d_x = times_transposed(d_y, weight.T) if wants_x else None
         d_weight = None
-        if wants_weight and weight.is_contiguous():
-            d_weight = transposed_times(d_y, x)
-        elif wants_weight:  # Conv1D keeps it the other way round
-            d_weight = transposed_times(x, d_y).T
+        if wants_weight:
+            d_weight = transposed_times(x, d_y).T if ctx.is_transposed else transposed_times(d_y, x)
         return d_x, d_weight, d_y.sum(dim=0) if wants_bias else None
 
 

@@ -91,6 +91,15 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_rows, torch.is_grad_enabled())
 
 
+def place_in(tile: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of a tile of the vocabulary where `targets` (S,) stand, (1, S), and which of them do stand in it, (S,).
+
+    Those that do not have some row of the tile: to pick them out by a mask would make a GPU wait.
+    """
+    here = (targets >= tile.start) & (targets < tile.stop)
+    return (targets - tile.start).clamp(0, tile.stop - tile.start - 1)[None], here
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """d loss / d logits = softmax(logits) - onehot(target), so the gradients are known as soon as the logits are.
 
@@ -111,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         tile_rows = CPU_TILE if device == "cpu" else len(weight)
-        tiles = [slice(start, start + tile_rows) for start in range(0, len(weight), tile_rows)]
+        tiles = [slice(start, min(start + tile_rows, len(weight))) for start in range(0, len(weight), tile_rows)]
 
         with torch.autocast(device, enabled=False):
             head = weight.to(dtype)
@@ -120,22 +129,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, start + chunk_rows)
                 rows, target = hidden[chunk].to(dtype), targets[chunk]
                 logits = buffer[: len(weight) * len(rows)].view(-1, len(rows))  # (V, chunk)
-                highest, sums = [], []
+                highest, sums, target_logit = [], [], torch.zeros_like(target, dtype=torch.float32)
                 for tile in tiles:
                     part = logits[tile].copy_(times_transposed(head[tile], rows))
+                    place, here = place_in(tile, target)
+                    target_logit += torch.where(here, part.gather(0, place)[0], 0.0)
                     highest.append(part.amax(dim=0))
                     part -= highest[-1]
                     sums.append(part.exp_().sum(dim=0))
                 log_total = torch.logsumexp(torch.stack(highest) + torch.stack(sums).log(), dim=0)
-                loss += (log_total - (rows.float() * head[target].float()).sum(dim=1)).sum(dtype=torch.float64)
+                loss += (log_total - target_logit).sum(dtype=torch.float64)
                 if not (wants_hidden or wants_weight):
                     continue
                 columns = rows.T.contiguous()
                 for tile, tile_highest in zip(tiles, highest, strict=True):
                     p = logits[tile].mul_((tile_highest - log_total).exp_())  # exp(logit - highest) -> softmax
-                    place = target - tile.start
-                    here = (place >= 0) & (place < len(p))
-                    p.scatter_add_(0, place.clamp(0, len(p) - 1)[None], -here[None].float())
+                    place, here = place_in(tile, target)
+                    p.scatter_add_(0, place, -here[None].float())
                     d_logits = p.to(dtype)
                     if wants_hidden:
                         d_hidden[chunk] += transposed_times(d_logits, head[tile])

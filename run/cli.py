@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+OUT_OF_MEMORY = 4
 DISK = 6
 INTERRUPTED = 130
 
@@ -88,6 +89,9 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
         if hasattr(error, "exit_code"):
             code = error.exit_code
             print(error, file=sys.stderr)
+        elif type(error).__name__ == "OutOfMemoryError":  # torch's, where nothing can be done again with less
+            code = OUT_OF_MEMORY
+            print(f"Out of memory ({error}). The last checkpoint is whole. Close other programs.", file=sys.stderr)
         elif isinstance(error, OSError):
             code = DISK
             print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)

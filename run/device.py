@@ -65,8 +65,9 @@ def keep_freed_memory(device: torch.device) -> None:
     """
     if device.type == "cpu" and sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        libc.mallopt(mmap_threshold, 2**31 - 1)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        # Older ones refuse more than 32 MB, and must not be told half of it: either call ends their own adaptation.
+        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):
+            libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def why_no_cuda() -> str:

@@ -59,19 +59,23 @@ class MemoryPlan:
         peak = self.peak(micro_batch_tokens, accumulating)
         passing = peak - self.weights - self.optimizer - self.gradients
         return [
-            ("memory", f"{gigabytes(peak)} at most; {gigabytes(free + self.weights)} can be used"),
+            ("memory", f"{gigabytes(peak)} at most; {gigabytes(self.room(free))} can be used"),
             ("  weights", gigabytes(self.weights)),
             ("  gradients", gigabytes(self.gradients)),
             ("  AdamW", gigabytes(self.optimizer)),
             ("  activations", f"{gigabytes(passing)}, {micro_batch_tokens:,} tokens at a time, and a chunk of logits"),
         ]
 
+    def room(self, free: int) -> int:
+        """Bytes that a step may take when `free` are free beside the weights that are there already."""
+        return int(free * HEADROOM) + self.weights
+
     def largest_micro_batch(self, free: int, longest_record: int, at_most: int) -> int:
         """Tokens of the largest micro-batch that fits into `free` bytes beside the weights that are there already.
 
         Raises `OutOfMemory`, naming the cheapest ways out, when one record of `longest_record` tokens is too much.
         """
-        room = free * HEADROOM + self.weights
+        room = self.room(free)
         if self.peak(longest_record, accumulating=True) > room:
             raise OutOfMemory(
                 f"A step takes {self.peak(longest_record, True) / 2**30:.1f} GB with a single record of "

@@ -34,6 +34,14 @@ def test_value_and_gradients_equal_torch(rows, stored):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_frozen_weight_keeps_no_input():
+    kept = []
+    x, weight = torch.randn(300, 24, requires_grad=True), torch.randn(40, 24)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        ours.linear(x, weight)
+    assert kept == [weight.shape]
+
+
 def test_only_the_gradients_that_are_wanted():
     x, weight = torch.randn(300, 24, requires_grad=True), torch.randn(40, 24)
     ours.linear(x, weight).sum().backward()

@@ -73,6 +73,17 @@ def test_half_precision_gradients_survive_many_tokens(problem):
     torch.testing.assert_close(gradient, exact, rtol=0.05, atol=0.03 * exact.abs().max().item())
 
 
+def test_half_precision_takes_both_terms_of_the_loss_from_the_same_logits(problem):
+    """-ln p is never negative; it would be with a target's logit that was rounded otherwise than its neighbours."""
+    torch.manual_seed(0)
+    weight, targets = torch.randn(1000, 64), torch.randint(0, 1000, (64,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(weight[targets], weight, targets)
+    rounded = (weight[targets].bfloat16() @ weight.bfloat16().T).float()
+    assert loss.item() == pytest.approx(cross_entropy(rounded, targets, reduction="sum").item(), abs=1e-3)
+    assert loss.item() >= 0
+
+
 def test_no_rows_at_all(problem):
     """A micro-batch may hold only records whose prompt fills the whole length."""
     hidden, weight, targets = problem
