@@ -1,5 +1,7 @@
 """The plan against what tensors really take, and recovery from an out-of-memory error."""
 
+import io
+
 import pytest
 import torch
 from conftest import RECORDS, logged, stopped_at, tiny_gpt2, write_data
@@ -9,6 +11,7 @@ from model.attention import use_flat_attention
 from model.linear import use_onednn
 from model.lora import Lora, wrap
 from model.loss import CHUNK_ROWS, summed_loss
+from run.cli import run_script
 from run.memory import (
     MemoryPlan,
     OutOfMemory,
@@ -214,3 +217,17 @@ def test_memory_that_cannot_suffice_is_said_before_the_first_step(tmp_path, gpt2
     with pytest.raises(OutOfMemory, match="--lora"):
         train("--model", gpt2_folder)
     assert not (tmp_path / "runs").exists()
+
+
+def test_out_of_memory_anywhere_else_is_a_sentence_and_exit_code_4(monkeypatch):
+    """Such as in the first optimizer step, which makes AdamW's moments."""
+
+    def main():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    for name in ("stdin", "stdout", "stderr"):
+        stream = None if name == "stdin" else io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+        monkeypatch.setattr(f"sys.{name}", stream)
+    with pytest.raises(SystemExit) as leaving:
+        run_script(main)
+    assert leaving.value.code == 4
