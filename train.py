@@ -36,7 +36,7 @@ from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
 from run.ranks import start_ranks
 from run.stop import StopRequest
-from text.answer import decode, shortened, stop_rule
+from text.answer import before_and_after, decode, stop_rule
 from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
 from text.bpe import train_bpe
 from text.outputs import settle
@@ -73,9 +73,8 @@ def main(command: Command) -> int:
         ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], data))
     train_file, val_file = RecordFile(data / "train.jsonl"), RecordFile(data / "val.jsonl", may_be_empty=True)
     fingerprints = {"train.jsonl": train_file.fingerprint(), "val.jsonl": val_file.fingerprint()}
-    if run and saved["data"] != fingerprints:
-        changed = ", ".join(name for name in fingerprints if saved["data"].get(name) != fingerprints[name])
-        raise UsageError(f"{run} is trained on another {changed} than the one in {data}: point --data at that one.")
+    if run:
+        runs.check_data(run, saved["data"], fingerprints, data)
 
     # ---- model, tokenizer and template: from the checkpoint, from the hub or a folder, or from nothing
     weights = checkpoint or (run / "base" if run and name == models.POCKET else None)
@@ -226,8 +225,7 @@ def main(command: Command) -> int:
             except RuntimeError as error:
                 records_each = len(batch.rows) / len(micro_batches)
                 micro_batch_tokens = memory.smaller_micro_batch(error, micro_batch_tokens, records_each)
-            tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time.")
-            # the same step again, from its start
+            tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time; the same step again.")
             optimizer.zero_grad(set_to_none=True)
             memory.set_random_state(random_state, device)
         sum_gradients(loss_sum)  # over the ranks, if there are several
@@ -289,9 +287,8 @@ def main(command: Command) -> int:
         with runs.whole_folder(run / "final") as folder:
             save(folder)
     print(f"\nSaved {run / 'final'}." + (" Titles that were never trained on:" if titles else ""))
-    for title in titles:
-        print(f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}")
-    print("\nAsk for more:  python generate.py\nMeasure it:    python evaluate.py")
+    print(before_and_after(titles, before, after))
+    print("Ask for more:  python generate.py\nMeasure it:    python evaluate.py")
     return 0
 
 

@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed steps a round, after one that is not timed")
+    parser.add_argument("--steps", type=int, default=1, help="timed steps a round, after one that is not timed [1]")
     parser.add_argument("--only", default="", help="contenders, separated by commas")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--model", default="", help="a model folder; default: DistilGPT-2's shape, random weights")

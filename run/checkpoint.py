@@ -369,6 +369,13 @@ def new_run(output_dir: Path, name: str | None, model_name: str) -> Path:
     return run
 
 
+def check_data(run: Path, saved: dict[str, str], now: dict[str, str], folder: Path) -> None:
+    """Raises `UsageError` when the files in `folder` are not those that `run` was trained on, by their fingerprints."""
+    if saved != now:
+        changed = ", ".join(name for name in now if saved.get(name) != now[name])
+        raise UsageError(f"{run} is trained on another {changed} than the one in {folder}: point --data at that one.")
+
+
 def read_run(run: Path) -> dict:
     """train_config.json. Raises `DamagedCheckpoint` when it is not what a run writes."""
     saved = read_json(run / CONFIG)

@@ -63,6 +63,14 @@ class StableText:
         return fresh
 
 
+def before_and_after(titles: list[str], before: dict[str, str], after: dict[str, str]) -> str:
+    """What the model answered to each title, before training and after it, for the screen."""
+    return "".join(
+        f"\n  {title}\n    before: {shortened(before.get(title, ''))}\n    after:  {shortened(after[title])}\n"
+        for title in titles
+    )
+
+
 def shortened(answer: str, limit: int = 300) -> str:
     """One line of at most `limit` characters for the screen."""
     line = " ".join(answer.split())

@@ -151,7 +151,7 @@ def _stored(source: Source, stack: ExitStack, progress: Callable[[int], None]) -
         archive = stack.enter_context(zipfile.ZipFile(source.path))
         try:
             file = stack.enter_context(archive.open(source.member))
-        except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown packing
+        except RuntimeError as error:  # encrypted, or an unknown packing
             raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, give the file.") from None
     else:
         file = sys.stdin.buffer if source.path == STDIN else stack.enter_context(source.path.open("rb"))
