@@ -24,7 +24,7 @@ from tqdm import tqdm
 from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
 from model.linear import use_onednn
-from model.lora import Lora, wrap
+from model.lora import Lora, round_frozen, wrap
 from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run import checkpoint as runs
@@ -94,13 +94,14 @@ def main(command: Command) -> int:
         lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
         wrap(model, lora, config.seed)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     model.generation_config.eos_token_id = encoder.end_token  # where other programs stop
     use_onednn(model.to(device))
     check_flat_loss(model, sample_batch().to(device), name)
     use_flat_attention(model)
+    round_frozen(model, machine.dtype)
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -117,7 +118,7 @@ def main(command: Command) -> int:
         with machine.autocast():
             return summed_loss(model, blank_batch(2, tokens // 2).to(device))
 
-    needs = memory.plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe)
+    needs = memory.plan_memory(model.train(), model.get_output_embeddings().weight, CHUNK_ROWS, probe)
     available = memory.free_memory(device)
     memory.stay_on_the_card(device)
     step_tokens = config.records_per_step * config.max_length
@@ -165,9 +166,10 @@ def main(command: Command) -> int:
             return mean_loss(model.eval(), mine), sum(len(batch.targets) for batch in mine)
 
     def describe(titles: list[str]) -> list[str]:
-        use_padded_attention(model)
+        use_padded_attention(model.eval())
         prompts, rule = ranks.share(encoder.prompts(titles)), stop_rule(tokenizer, template.stop)
-        answers = generate(model, prompts, encoder.end_token, Sampling(greedy=True), stop_rule=rule)
+        with machine.autocast():
+            answers = generate(model, prompts, encoder.end_token, Sampling(greedy=True), stop_rule=rule)
         use_flat_attention(model)
         return ranks.collect([decode(tokenizer, answer.ids, template.stop) for answer in answers])
 
@@ -279,9 +281,10 @@ def main(command: Command) -> int:
     # ---- end: the finished model, and three held-out titles before and after
     best = ranks.from_main(lambda: runs.best_checkpoint(run)) if config.load_best_model_at_end else None
     if best:
-        model.load_state_dict(models.load_model(best).state_dict())
+        lowest = models.load_model(best, four_bit=config.load_in_4bit).parameters()
+        for weight, its_best in zip(trained, (p for p in lowest if p.requires_grad), strict=True):
+            weight.data.copy_(its_best)
         print(f"The validation loss was lowest at {best.name}: that is the final model.")
-    model.eval()
     before, after = runs.read_json(run / "before.json"), dict(zip(titles, describe(titles), strict=True))
     if ranks.is_main:
         with runs.whole_folder(run / "final") as folder:

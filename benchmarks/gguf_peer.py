@@ -1,10 +1,12 @@
 """The exported GGUF in real llama.cpp against our own generation: same prompt tokens, same greedy answers?
 
     pip install gguf llama-cpp-python            # the second is built from source: a compiler is needed
-    python benchmarks/gguf_peer.py RUN [RUN ...] [--prompts 24] [--tokens 40]
+    python benchmarks/gguf_peer.py               # trains a small GPT-2 and a small Llama first, 8 minutes
+    python benchmarks/gguf_peer.py RUN [RUN ...] # folders that train.py made
 
-A RUN is a folder that train.py made. Each is exported as F32, F16 and Q8_0 by export.py; the table says for how many
-prompts llama.cpp makes the same tokens of the prompt, and the same greedy answer to it.
+Each run is exported as F32, F16 and Q8_0 by export.py. The table says for how many prompts llama.cpp makes the same
+tokens of the prompt, and the same greedy answer as our fp32 model. Where an answer is another one: how far apart the
+two tokens are in our logits, at the first place where they differ; the rounding of a file can only turn near ties.
 """
 
 import argparse
@@ -17,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch
 from llama_cpp import Llama
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.load import load_model, load_tokenizer
 from model.sample import Sampling, generate
@@ -29,43 +33,79 @@ from text.template import fit_tokenizer, load_template
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Our greedy tokens against those of llama.cpp.")
-    parser.add_argument("runs", nargs="+")
+    parser.add_argument("runs", nargs="*")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=40)
     options = parser.parse_args()
-    print(f"llama-cpp-python {version('llama-cpp-python')}, gguf {version('gguf')}\n")
-    print("| run | architecture | GGUF | same prompt tokens | same greedy answer | tokens compared |")
-    print("|---|---|---|---:|---:|---:|")
-    for name in options.runs:
-        run = find_run(name)
-        source = weights_of(run)
-        model, tokenizer, template = load_model(source), load_tokenizer(source), load_template(source)
-        fit_tokenizer(tokenizer, template)
-        encoder = Encoder(tokenizer, template, max_length=0)
-        file = RecordFile(Path(read_json(run / "train_config.json")["options"]["data_dir"]) / "test.jsonl")
-        titles = [file[i]["title"] for i in range(min(options.prompts, len(file)))]
-        prompts = encoder.prompts(titles)
-        sampling = Sampling(max_new_tokens=options.tokens, greedy=True)
-        ours = [generate(model, [prompt], encoder.end_token, sampling)[0].ids for prompt in prompts]
-        for kind in ("f32", "f16", "q8_0"):
-            with tempfile.TemporaryDirectory() as folder:
-                to = Path(folder) / "export"
-                command = [sys.executable, ROOT / "export.py", "--run", run, "--to", to, "--format", "gguf"]
-                subprocess.run([*command, "--gguf_type", kind], check=True, stdout=subprocess.DEVNULL)
-                peer = Llama(str(to / "model.gguf"), n_ctx=256, type_k=0, type_v=0, verbose=False)  # cache in fp32
-                same_prompt = same_answer = compared = 0
-                for title, prompt, answer in zip(titles, prompts, ours, strict=True):
-                    text = template.prompt_for(title).encode()
-                    same_prompt += peer.tokenize(text, add_bos=True, special=True) == prompt
-                    theirs = greedy(peer, prompt, options.tokens)
-                    same_answer += theirs == answer
-                    compared += len(answer)
-                peer.close()
-            count = len(titles)
-            print(
-                f"| {run.name} | {model.config.model_type} | {kind} | {same_prompt} of {count} | "
-                f"{same_answer} of {count} | {compared} |"
-            )
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [find_run(name) for name in options.runs] or train_peers(Path(folder))
+        print(f"\nllama-cpp-python {version('llama-cpp-python')}, gguf {version('gguf')}\n")
+        print("| run | architecture | GGUF | same prompt tokens | same greedy answer | tokens compared | our logits apart |")
+        print("|---|---|---|---:|---:|---:|---:|", flush=True)
+        for run in runs:
+            compare(run, options.prompts, options.tokens, Path(folder))
+
+
+def train_peers(folder: Path) -> list[Path]:
+    """The example catalogue learned by pocket, and by a Llama of its size with the same tokenizer, both from nothing."""
+    script = [sys.executable, ROOT / "train.py", "--data", folder / "data", "--output_dir", folder]
+    prepare = [sys.executable, ROOT / "data_prep.py", ROOT / "examples" / "catalogue.json.gz"]
+    subprocess.run([*prepare, "--output_dir", folder / "data"], check=True)
+    subprocess.run([*script, "--model", "pocket", "--run_name", "gpt2"], check=True)
+    tokenizer = load_tokenizer(folder / "gpt2" / "final")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "untrained")
+    tokenizer.save_pretrained(folder / "untrained")
+    from_nothing = ["--model", folder / "untrained", "--learning_rate", "2e-3", "--num_train_epochs", "6"]
+    subprocess.run([*script, *from_nothing, "--run_name", "llama"], check=True)
+    return [folder / "gpt2", folder / "llama"]
+
+
+def compare(run: Path, prompts_wanted: int, tokens: int, folder: Path) -> None:
+    """Three lines of the table."""
+    source = weights_of(run)
+    model, tokenizer, template = load_model(source), load_tokenizer(source), load_template(source)
+    fit_tokenizer(tokenizer, template)
+    encoder = Encoder(tokenizer, template, max_length=0)
+    file = RecordFile(Path(read_json(run / "train_config.json")["options"]["data_dir"]) / "test.jsonl")
+    titles = [file[i]["title"] for i in range(min(prompts_wanted, len(file)))]
+    prompts = encoder.prompts(titles)
+    sampling = Sampling(max_new_tokens=tokens, greedy=True)
+    ours = [generate(model, [prompt], encoder.end_token, sampling)[0].ids for prompt in prompts]
+    for kind in ("f32", "f16", "q8_0"):
+        to = folder / f"{run.name}-{kind}"
+        command = [sys.executable, ROOT / "export.py", "--run", run, "--to", to, "--format", "gguf"]
+        subprocess.run([*command, "--gguf_type", kind], check=True, stdout=subprocess.DEVNULL)
+        peer = Llama(str(to / "model.gguf"), n_ctx=256, type_k=0, type_v=0, verbose=False)  # cache in fp32
+        same_prompt = same_answer = compared = 0
+        apart = []
+        for title, prompt, answer in zip(titles, prompts, ours, strict=True):
+            text = template.prompt_for(title).encode()
+            same_prompt += peer.tokenize(text, add_bos=True, special=True) == prompt
+            theirs = greedy(peer, prompt, tokens)
+            same_answer += theirs == answer
+            compared += len(answer)
+            if theirs != answer:
+                apart.append(gap(model, prompt, [*answer, encoder.end_token], [*theirs, encoder.end_token]))
+        peer.close()
+        print(
+            f"| {run.name} | {model.config.model_type} | {kind} | {same_prompt} of {len(titles)} | "
+            f"{same_answer} of {len(titles)} | {compared:,} | {f'{max(apart):.2f} at most' if apart else ''} |",
+            flush=True,
+        )
+
+
+@torch.inference_mode()
+def gap(model, prompt: list[int], ours: list[int], theirs: list[int]) -> float:
+    """How much larger our logit of our token is than that of theirs, where the two answers part."""
+    place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    logits = model(torch.tensor([prompt + ours[:place]])).logits[0, -1]
+    return (logits[ours[place]] - logits[theirs[place]]).item()
 
 
 def greedy(peer: Llama, prompt: list[int], limit: int) -> list[int]:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2C
 
 from model.attention import use_flat_attention
 from model.load import set_dropout
-from model.lora import Lora, wrap
+from model.lora import Lora, round_frozen, wrap
 from model.loss import CHUNK_ROWS, summed_loss
 from run.device import Machine, pick_machine
 from run.memory import TensorAccounting, plan_memory
@@ -76,6 +76,7 @@ def build(shape: str, machine: Machine, tiny: bool, lora: bool = False, four_bit
         if parameter.dtype == torch.float16:
             parameter.data = parameter.data.float()
     use_flat_attention(model)
+    round_frozen(model, machine.dtype)
     return model.to(machine.device).train()
 
 
@@ -215,7 +216,7 @@ def on_card(machine: Machine, tiny: bool, shape: str, gigabytes: int, lora: bool
     try:
         model = build(shape, machine, tiny, lora, four_bit)
         if four_bit:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer, scaler = adamw(model), machine.grad_scaler()
         micro_batches = [blank_batch(4, 256)] * 4
 

@@ -50,7 +50,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         # W is frozen, so x is kept for the backward pass once, for A; W x itself and s B A x are kept nowhere.
         y = self.base(x)
-        low = linear(dropout(x, self.lora.dropout, self.training).to(self.lora_A.dtype), self.lora_A)  # (..., r)
+        low = linear(dropout(x, self.lora.dropout, self.training), self.lora_A)  # (..., r)
         flat = torch.addmm(
             y.reshape(-1, y.shape[-1]), low.reshape(-1, self.lora.r).to(y.dtype), self.lora_B.T.to(y.dtype),
             alpha=self.lora.scaling,
@@ -88,6 +88,16 @@ def wrap(model: PreTrainedModel, lora: Lora, seed: int = 0) -> list[str]:
             base = model.get_submodule(name)
             model.set_submodule(name, LoraLinear(base, lora).train(base.training).to(base.weight.device))
     return names
+
+
+def round_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Keep the weights beside the adapters in `dtype`, the one that autocast multiplies in.
+
+    It would round them to the same numbers at every use, and keep both. Without autocast such a model cannot compute.
+    """
+    for layer in lora_layers(model).values():
+        if layer.base.weight.is_floating_point():  # 4-bit weights are bytes
+            layer.base.to(dtype)
 
 
 def unwrap(model: PreTrainedModel) -> None:

@@ -2,7 +2,7 @@
 
     weights + gradients + AdamW's two moments       known from the parameters
     activations                                     measured on two small micro-batches, they grow with the tokens
-    one chunk of logits                             known from the shapes
+    one chunk of logits                             measured there too, it grows with the rows of the chunk
 
 What CUDA and the libraries hold is not in the plan: the free memory that it is compared with is read after they came.
 All sizes are bytes. Only the activations depend on the micro-batch, so the largest one that fits can be computed.
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 T = TypeVar("T")
 HEADROOM = 0.92  # of the free memory that a plan may fill: allocators round up and leave gaps
-PROBE_TOKENS = (32, 96)
+PROBE_TOKENS = (34, 98)  # no width is a multiple of 49: so no activation has the size of a weight by chance
 
 
 class OutOfMemory(RuntimeError):
@@ -37,7 +38,7 @@ class MemoryPlan:
     weights: int
     gradients: int
     optimizer: int
-    logits: int  # one chunk of them
+    logits: int  # a chunk of them, and what else the loss has at once
     embedding_gradient: int  # dense, beside the gradient of the head that it is added to
     kept: int  # by any forward pass: half-precision copies of the weights, the head's gradient
     activations_per_token: float  # kept by a forward pass for its backward
@@ -94,32 +95,46 @@ def gigabytes(count: int) -> str:
 WAYS_OUT = "The cheapest ways out, in this order: close other programs, --lora, --load_in_4bit, a shorter --max_length."
 
 
-def plan_memory(model: torch.nn.Module, head: Tensor, chunk_rows: int, forward: Callable[[int], Tensor]) -> MemoryPlan:
-    """`forward(tokens)` is the loss of a micro-batch of that many tokens; `head` (V, d) makes the logits of a chunk."""
+def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: Callable[[int], Tensor]) -> MemoryPlan:
+    """`forward(tokens)` is the loss of a micro-batch of that many tokens; `head` (V, d) makes the logits of a chunk.
+
+    `model` is in training mode: only then its dropout and its checkpointing take what they will take.
+    """
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     few, many = PROBE_TOKENS
-    saved_few, _ = saved_bytes(model, lambda: forward(few))
-    saved_many, largest = saved_bytes(model, lambda: forward(many))
-    per_token = (saved_many - saved_few) / (many - few)
+    little, much = seen_in_forward(model, few, forward), seen_in_forward(model, many, forward)
+    per_token, widest, again = (much.kept - little.kept) / (many - few), much.widest, 0.0
+    if model.is_activation_checkpointing:  # then each block is computed again for its backward, and kept meanwhile
+        model.activation_checkpointing_disable()
+        all_little, all_much = seen_in_forward(model, few, forward), seen_in_forward(model, many, forward)
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        widest = all_much.widest
+        again = ((all_much.kept - all_little.kept) / (many - few) - per_token) / model.config.num_hidden_layers
+    chunk_per_token = (much.passing - little.passing) / (many - few)
     return MemoryPlan(
         weights=sum(p.numel() * p.element_size() for p in parameters),
         gradients=4 * trainable,
         optimizer=8 * trainable,
-        logits=4 * chunk_rows * head.shape[0],
+        logits=int(much.passing + chunk_per_token * (chunk_rows - many)),
         embedding_gradient=4 * head.numel() if head.requires_grad else 0,
-        kept=int(saved_few - per_token * few),
+        kept=int(little.kept - per_token * few),
         activations_per_token=per_token,
         # The widest layer's output and its input have a gradient at the same time.
-        backward_per_token=2 * largest / many,
+        backward_per_token=2 * widest / many + again,
     )
 
 
-def saved_bytes(model: torch.nn.Module, forward: Callable[[], Tensor]) -> tuple[int, int]:
-    """Bytes that a forward pass keeps for its backward, in all and in the largest tensor of activations.
+@dataclass(frozen=True)
+class Forward:
+    """Bytes of one forward pass."""
 
-    Each storage counts once, the weights themselves not at all, nor (for the largest) what is as large as the head.
-    """
+    kept: int  # for its backward: each storage once, the weights themselves not
+    widest: int  # of what is kept, the largest tensor of activations
+    passing: int  # the most that lived at once, beside what is there at the end: the loss and its logits
+
+
+def seen_in_forward(model: PreTrainedModel, tokens: int, forward: Callable[[int], Tensor]) -> Forward:
     weights = {p.untyped_storage().data_ptr(): p.numel() for p in model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -128,12 +143,13 @@ def saved_bytes(model: torch.nn.Module, forward: Callable[[], Tensor]) -> tuple[
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward()  # alive until the count, and with it every address
+    accounting = TensorAccounting()
+    with accounting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward(tokens)  # alive until the count, and with it every address
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     activations = [t.untyped_storage().nbytes() for t in kept.values() if t.numel() not in weights.values()]
     del loss
-    return sum(sizes), max(activations, default=0)
+    return Forward(sum(sizes), max(activations, default=0), accounting.peak - accounting.now)
 
 
 def free_memory(device: torch.device) -> int:

@@ -13,7 +13,7 @@ from model.adapter import load_adapter, save_adapter
 from model.attention import use_flat_attention
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import load_model
-from model.lora import Lora, LoraLinear, linear_layers, lora_layers, merge, unwrap, wrap
+from model.lora import Lora, LoraLinear, linear_layers, lora_layers, merge, round_frozen, unwrap, wrap
 from model.loss import summed_loss
 from text.batch import Encoder, flat_batches
 from text.template import QA
@@ -112,6 +112,29 @@ def test_the_input_is_kept_once(tokenizer):
         layer(x)
     weights = sum(p.untyped_storage().nbytes() for p in (layer.base.weight, layer.lora_A, layer.lora_B))
     assert sum(kept.values()) <= weights + 4 * 100 * (64 + 4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_frozen_weights_in_half_precision_change_no_number_and_take_less(architecture):
+    """Under autocast the same bits, forward and backward; the fp32 weights and their copies for the backward are gone."""
+    seen, bytes_held = [], []
+    for rounded in (False, True):
+        model = trained(tiny(architecture))
+        round_frozen(model, torch.bfloat16 if rounded else torch.float32)
+        kept = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            logits = model(IDS).logits
+        logits.float().square().mean().backward()
+        bytes_held.append(sum(kept.values()))
+        seen.append([logits, *(p.grad for p in model.parameters() if p.requires_grad)])
+        assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    assert bytes_held[1] < bytes_held[0]
 
 
 # -- what is adapted --------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 from model.attention import use_flat_attention
 from model.linear import use_onednn
-from model.lora import Lora, wrap
+from model.lora import Lora, round_frozen, wrap
 from model.loss import CHUNK_ROWS, summed_loss
 from run.cli import run_script
+from run.device import pick_machine
 from run.memory import (
     MemoryPlan,
     OutOfMemory,
@@ -34,22 +35,33 @@ PLAN = MemoryPlan(
 )
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("records, length", [(8, 128), (16, 256)])
-def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, micro_batches, lora):
+def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, micro_batches, lora, checkpointed, precision):
     model = tiny_gpt2(3000, n_embd=96, n_layer=4, activation_function="gelu_pytorch_tanh").train()
+    machine = pick_machine("cpu", precision)
     if lora:
         wrap(model, Lora())
+        round_frozen(model, machine.dtype)
+    if checkpointed:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     use_onednn(model)
     use_flat_attention(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     head = model.get_output_embeddings().weight
-    plan = plan_memory(model, head, CHUNK_ROWS, lambda tokens: summed_loss(model, blank_batch(2, tokens // 2)))
+
+    def loss_of(batch) -> torch.Tensor:
+        with machine.autocast():
+            return summed_loss(model, batch)
+
+    plan = plan_memory(model, head, CHUNK_ROWS, lambda tokens: loss_of(blank_batch(2, tokens // 2)))
 
     def step() -> None:
         for _ in range(micro_batches):
-            summed_loss(model, blank_batch(records // micro_batches, length)).backward()
+            loss_of(blank_batch(records // micro_batches, length)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -59,6 +71,7 @@ def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, mic
     accounting.count([*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())])
     with accounting:
         step()
+    assert model.is_activation_checkpointing == checkpointed
     predicted = plan.peak(records * length // micro_batches, accumulating=micro_batches > 1)
     assert predicted == pytest.approx(accounting.peak, rel=0.15)
 
