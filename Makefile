@@ -10,7 +10,7 @@ test: $(VENV)/dev.stamp
 	PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet "trl>=1.0"

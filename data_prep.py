@@ -1,7 +1,7 @@
 """Turn raw catalogues into data/train.jsonl, val.jsonl and test.jsonl: cleaned, without duplicates, all accounted for.
 
-    python data_prep.py trn.json.gz                            LF-Amazon; also its zip archive, or its folder
-    python data_prep.py products.csv --content_field details   a seller's export
+python data_prep.py trn.json.gz                            LF-Amazon; also its zip archive, or its folder
+python data_prep.py products.csv --content_field details   a seller's export
 """
 
 import sys

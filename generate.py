@@ -150,9 +150,7 @@ def main(options) -> int:
     return 0
 
 
-def converse(
-    model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources", adapters: list[Path]
-) -> int:
+def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources", adapters: list[Path]) -> int:
     """The interactive loop: a title or a question in, an answer streamed out.
 
     /sources [K] lists what it can be checked against, /2 goes on with the second adapter.
@@ -210,9 +208,7 @@ def adapter_folder(name: str, options) -> Path:
     return folder
 
 
-def answer_pieces(
-    model, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, number: int
-) -> Iterator[str]:
+def answer_pieces(model, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, number: int) -> Iterator[str]:
     """The answer to the one prompt as it is written, in pieces that can be printed as they come."""
     stop = encoder.template.stop
     text, rule = StableText(encoder.tokenizer, stop), stop_rule(encoder.tokenizer, stop)

@@ -40,14 +40,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = [find_run(name) for name in options.runs] or train_peers(Path(folder))
         print(f"\nllama-cpp-python {version('llama-cpp-python')}, gguf {version('gguf')}\n")
-        print("| run | architecture | GGUF | same prompt tokens | same greedy answer | tokens compared | our logits apart |")
+        print("| run | architecture | GGUF | same prompt | same greedy answer | tokens compared | our logits apart |")
         print("|---|---|---|---:|---:|---:|---:|", flush=True)
         for run in runs:
             compare(run, options.prompts, options.tokens, Path(folder))
 
 
 def train_peers(folder: Path) -> list[Path]:
-    """The example catalogue learned by pocket, and by a Llama of its size with the same tokenizer, both from nothing."""
+    """The example catalogue learned by pocket, and by a Llama of its size with its tokenizer, both from nothing."""
     script = [sys.executable, ROOT / "train.py", "--data", folder / "data", "--output_dir", folder]
     prepare = [sys.executable, ROOT / "data_prep.py", ROOT / "examples" / "catalogue.json.gz"]
     subprocess.run([*prepare, "--output_dir", folder / "data"], check=True)

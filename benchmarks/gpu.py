@@ -16,28 +16,17 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
+from shapes import TINY, build
 from torch.nn.utils import clip_grad_norm_
-from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, Qwen2Config
 
-from model.attention import use_flat_attention
-from model.load import set_dropout
-from model.lora import Lora, round_frozen, wrap
+from model.lora import Lora
 from model.loss import CHUNK_ROWS, summed_loss
 from run.device import Machine, pick_machine
 from run.memory import TensorAccounting, plan_memory
 from text.batch import blank_batch
 
 GB = 2**30
-SHAPES = {
-    "DistilGPT-2": lambda: GPT2Config(n_layer=6, activation_function="gelu_pytorch_tanh"),
-    "Qwen2.5-0.5B": lambda: Qwen2Config(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, tie_word_embeddings=True,
-    ),
-    "Mistral-7B": lambda: MistralConfig(vocab_size=32768, num_key_value_heads=8, sliding_window=None),
-}  # fmt: skip
-TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-TINY |= {"intermediate_size": 128, "vocab_size": 500, "n_embd": 64, "n_layer": 2, "n_head": 4}
+LORA = Lora(r=8, alpha=16)
 
 
 def main() -> None:
@@ -58,44 +47,6 @@ def main() -> None:
     for check in (plan_against_measured, precisions, overflow, small_cards):
         for name, expected, seen in check(machine, options.rehearse):
             print(f"| {name} | {expected} | {seen} |", flush=True)
-
-
-def build(shape: str, machine: Machine, tiny: bool, lora: bool = False, four_bit: bool = False):
-    config = SHAPES[shape]()
-    if tiny:
-        for key in TINY.keys() & config.to_dict().keys():
-            setattr(config, key, TINY[key])
-    set_dropout(config, 0.0)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16 if four_bit else torch.float32)
-    if four_bit:
-        in_four_bit(model, machine)
-    if lora:
-        wrap(model, Lora(r=8, alpha=16))
-    for parameter in model.parameters():
-        if parameter.dtype == torch.float16:
-            parameter.data = parameter.data.float()
-    use_flat_attention(model)
-    round_frozen(model, machine.dtype)
-    return model.to(machine.device).train()
-
-
-def in_four_bit(model, machine: Machine) -> None:
-    """The linear layers of the blocks in NF4 with double quantisation, as `load_model` would load them; rounded on the
-    device, layer by layer, which on a CPU would take minutes for 7B."""
-    import bitsandbytes as bnb
-
-    for name, module in list(model.base_model.named_modules()):
-        if isinstance(module, torch.nn.Linear):
-            layer = bnb.nn.Linear4bit(
-                module.in_features, module.out_features, module.bias is not None, compute_dtype=machine.dtype,
-                compress_statistics=True, quant_type="nf4", device="meta",
-            )  # fmt: skip
-            layer.weight = bnb.nn.Params4bit(
-                module.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
-            )
-            layer.bias = module.bias
-            model.base_model.set_submodule(name, layer.to(machine.device))
 
 
 def step(model, optimizer, scaler, machine: Machine, micro_batches: list) -> float:
@@ -133,7 +84,7 @@ def peak_of(machine: Machine, model, optimizer, work) -> int:
 
 def plan_against_measured(machine: Machine, tiny: bool):
     for lora in (False, True):
-        model = build("DistilGPT-2", machine, tiny, lora)
+        model = build("DistilGPT-2", machine, TINY if tiny else {}, LORA if lora else None)
         optimizer, scaler = adamw(model), machine.grad_scaler()
 
         def probe(tokens: int, model=model) -> torch.Tensor:
@@ -160,7 +111,7 @@ def precisions(machine: Machine, tiny: bool):
     has_bf16 = on_cpu or torch.cuda.is_bf16_supported(including_emulation=False)
     for precision in ("fp32", *(() if on_cpu else ("fp16",)), *(("bf16",) if has_bf16 else ())):
         this = pick_machine(machine.device.type, precision)
-        model = build("DistilGPT-2", this, tiny)
+        model = build("DistilGPT-2", this, TINY if tiny else {})
         optimizer, scaler = adamw(model), this.grad_scaler()
         losses[precision] = [step(model, optimizer, scaler, this, [blank_batch(4, 128)]) for _ in range(10)]
     for precision, values in losses.items():
@@ -173,7 +124,7 @@ def overflow(machine: Machine, tiny: bool):
     if machine.device.type == "cpu":
         yield "fp16 overflow", "skipped, scale recovers", "only on a GPU"
         return
-    model = build("DistilGPT-2", machine, tiny)
+    model = build("DistilGPT-2", machine, TINY if tiny else {})
     optimizer, scaler = adamw(model), torch.amp.GradScaler("cuda", init_scale=2.0**40)
     before, scales = model.transformer.ln_f.weight.detach().clone(), []
     for _ in range(40):
@@ -198,8 +149,10 @@ def small_cards(machine: Machine, tiny: bool):
     for shape, gigabytes, lora, four_bit in cards:
         kind = "4-bit LoRA" if four_bit else "LoRA" if lora else "full fine-tune"
         try:
-            yield f"{shape}, {kind}, 16 x 256", f"inside {gigabytes} GB", on_card(
-                machine, tiny, shape, gigabytes, lora, four_bit
+            yield (
+                f"{shape}, {kind}, 16 x 256",
+                f"inside {gigabytes} GB",
+                on_card(machine, tiny, shape, gigabytes, lora, four_bit),
             )
         except torch.OutOfMemoryError:
             yield f"{shape}, {kind}, 16 x 256", f"inside {gigabytes} GB", "does not fit"
@@ -214,7 +167,7 @@ def on_card(machine: Machine, tiny: bool, shape: str, gigabytes: int, lora: bool
         total = torch.cuda.get_device_properties(machine.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * GB / total))
     try:
-        model = build(shape, machine, tiny, lora, four_bit)
+        model = build(shape, machine, TINY if tiny else {}, LORA if lora else None, four_bit)
         if four_bit:
             model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer, scaler = adamw(model), machine.grad_scaler()

@@ -358,9 +358,7 @@ def trainer(name: str, options: argparse.Namespace):
 
         args = TrainingArguments(**common, remove_unused_columns=False)
         clock = Clock()
-        it = recording(Trainer)(
-            model=model, args=args, train_dataset=rows, data_collator=collate, callbacks=[clock]
-        )
+        it = recording(Trainer)(model=model, args=args, train_dataset=rows, data_collator=collate, callbacks=[clock])
         steps = [rows[i * BATCH : (i + 1) * BATCH] for i in range(options.steps + 1)]
     else:
         from datasets import Dataset
@@ -372,9 +370,7 @@ def trainer(name: str, options: argparse.Namespace):
         )
         args = SFTConfig(**common, max_length=MAX_LENGTH, packing=name == "packed")
         clock = Clock()
-        it = recording(SFTTrainer)(
-            model=model, args=args, train_dataset=data, processing_class=tok, callbacks=[clock]
-        )
+        it = recording(SFTTrainer)(model=model, args=args, train_dataset=data, processing_class=tok, callbacks=[clock])
         steps = None
 
     seen: list[int] = []  # answer tokens of each step, from the labels that the trainer used

@@ -8,6 +8,7 @@ What CUDA and the libraries hold is not in the plan: the free memory that it is 
 All sizes are bytes. Only the activations depend on the micro-batch, so the largest one that fits can be computed.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 T = TypeVar("T")
 HEADROOM = 0.92  # of the free memory that a plan may fill: allocators round up and leave gaps
-PROBE_TOKENS = (34, 98)  # no width is a multiple of 49: so no activation has the size of a weight by chance
+PROBE_TOKENS = (32, 96)
 
 
 class OutOfMemory(RuntimeError):
@@ -104,13 +105,14 @@ def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: 
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     few, many = PROBE_TOKENS
     little, much = seen_in_forward(model, few, forward), seen_in_forward(model, many, forward)
-    per_token, widest, again = (much.kept - little.kept) / (many - few), much.widest, 0.0
+    per_token, again = (much.total - little.total) / (many - few), 0.0
+    widest = max(much.kept - little.kept)
     if model.is_activation_checkpointing:  # then each block is computed again for its backward, and kept meanwhile
         model.activation_checkpointing_disable()
         all_little, all_much = seen_in_forward(model, few, forward), seen_in_forward(model, many, forward)
         model.activation_checkpointing_enable({"use_reentrant": False})
-        widest = all_much.widest
-        again = ((all_much.kept - all_little.kept) / (many - few) - per_token) / model.config.num_hidden_layers
+        widest = max(all_much.kept - all_little.kept)
+        again = ((all_much.total - all_little.total) / (many - few) - per_token) / model.config.num_hidden_layers
     chunk_per_token = (much.passing - little.passing) / (many - few)
     return MemoryPlan(
         weights=sum(p.numel() * p.element_size() for p in parameters),
@@ -118,7 +120,7 @@ def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: 
         optimizer=8 * trainable,
         logits=int(much.passing + chunk_per_token * (chunk_rows - many)),
         embedding_gradient=4 * head.numel() if head.requires_grad else 0,
-        kept=int(little.kept - per_token * few),
+        kept=int(little.total - per_token * few),
         activations_per_token=per_token,
         # The widest layer's output and its input have a gradient at the same time.
         backward_per_token=2 * widest / many + again,
@@ -127,29 +129,34 @@ def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: 
 
 @dataclass(frozen=True)
 class Forward:
-    """Bytes of one forward pass."""
+    """What one forward pass takes, in bytes."""
 
-    kept: int  # for its backward: each storage once, the weights themselves not
-    widest: int  # of what is kept, the largest tensor of activations
+    kept: Counter[int]  # the sizes of what is kept for its backward: each storage once, the weights themselves not
     passing: int  # the most that lived at once, beside what is there at the end: the loss and its logits
+
+    @property
+    def total(self) -> int:
+        return sum(self.kept.elements())
 
 
 def seen_in_forward(model: PreTrainedModel, tokens: int, forward: Callable[[int], Tensor]) -> Forward:
-    weights = {p.untyped_storage().data_ptr(): p.numel() for p in model.parameters()}
-    kept: dict[int, Tensor] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    held = []
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)  # its address is not given to another while it is alive
         return tensor
 
     accounting = TensorAccounting()
     with accounting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = forward(tokens)  # alive until the count, and with it every address
-    sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
-    activations = [t.untyped_storage().nbytes() for t in kept.values() if t.numel() not in weights.values()]
+        loss = forward(tokens)  # alive until the accounting is read
+        passing = accounting.peak - accounting.now
     del loss
-    return Forward(sum(sizes), max(activations, default=0), accounting.peak - accounting.now)
+    return Forward(Counter(kept.values()), passing)
 
 
 def free_memory(device: torch.device) -> int:

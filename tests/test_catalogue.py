@@ -44,7 +44,7 @@ def test_the_nearest_come_first_with_the_words_that_matched(catalogue):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text() | st.text(alphabet='"*()^:-+{} ANDORTNEaz\\\'\x00;%', max_size=30))
+@given(st.text() | st.text(alphabet="\"*()^:-+{} ANDORTNEaz\\'\x00;%", max_size=30))
 def test_any_question_is_answered(catalogue, question):
     assert len(catalogue.nearest(question, 3)) <= 3
 

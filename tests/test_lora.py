@@ -116,7 +116,7 @@ def test_the_input_is_kept_once(tokenizer):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_frozen_weights_in_half_precision_change_no_number_and_take_less(architecture):
-    """Under autocast the same bits, forward and backward; the fp32 weights and their copies for the backward are gone."""
+    """Under autocast the same bits, forward and backward; fp32 weights and their copies for the backward are gone."""
     seen, bytes_held = [], []
     for rounded in (False, True):
         model = trained(tiny(architecture))

@@ -40,7 +40,9 @@ PLAN = MemoryPlan(
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("records, length", [(8, 128), (16, 256)])
-def test_the_plan_is_within_15_percent_of_what_a_step_takes(records, length, micro_batches, lora, checkpointed, precision):
+def test_the_plan_is_within_15_percent_of_what_a_step_takes(
+    records, length, micro_batches, lora, checkpointed, precision
+):
     model = tiny_gpt2(3000, n_embd=96, n_layer=4, activation_function="gelu_pytorch_tanh").train()
     machine = pick_machine("cpu", precision)
     if lora:
@@ -156,9 +158,7 @@ def test_out_of_memory_changes_neither_losses_nor_weights(
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_resumed_after_a_halving_is_bitwise_the_one_that_went_on(
-    tmp_path, data, gpt2_folder, train, monkeypatch
-):
+def test_a_run_resumed_after_a_halving_is_bitwise_the_one_that_went_on(tmp_path, data, gpt2_folder, train, monkeypatch):
     import train as script
 
     common = ("--model", gpt2_folder, "--max_steps", 5, "--per_device_train_batch_size", 8, "--logging_steps", 1)

@@ -271,7 +271,8 @@ KINDS = {"distilgpt2": "gpt2", "tinyllama": "llama", "mistral": "mistral", "qwen
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_each_recipe_is_understood_and_can_be_planned(tmp_path, data, train, capsys, recipe):
     """With a tiny model of the same kind in the place of the one that it names."""
-    assert recipe.read_text(encoding="utf-8").startswith("#")
+    about = recipe.read_text(encoding="utf-8")
+    assert about.startswith("#") and all(f"#{card:>5} GB card: " in about for card in (6, 8, 12))
     kind = KINDS[recipe.stem.split("-")[0]]
     assert train("--recipe", recipe, "--model", folder_of(kind, tmp_path / "base"), "--dry_run") == 0
     plan = capsys.readouterr().out

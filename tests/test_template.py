@@ -85,6 +85,13 @@ def test_the_marks_of_a_template_become_their_ids(tokenizers):
     assert encoder.tokenizer.convert_tokens_to_ids("[INST]") in encoder.prompts(["Mug"])[0]
 
 
+def test_the_inst_record_is_that_of_its_format_to_the_space(tokenizers):
+    encoder = fitted(tokenizers, "mistral", "inst", "pt")
+    (row,) = encoder.rows([{"uid": "1", "title": "Caneca", "content": "Boa."}])
+    whole = "<s>[INST] Gere uma descrição para o seguinte produto: Caneca [/INST] Boa. </s>"
+    assert row.ids == encoder.tokenizer(whole, add_special_tokens=False).input_ids
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_prompt_and_answer_are_the_tokens_of_the_whole_text(tokenizers, kind):
     """No second space where they meet, whatever a tokenizer puts before a text."""

@@ -28,6 +28,7 @@ _EMPTY_WORDS = """
     que se sem seu sua tem um uma
 """
 
+
 @dataclass(frozen=True)
 class Product:
     """A product that was found."""

@@ -28,6 +28,7 @@ WHERE_TO_GET_IT = (
     "give here."
 )
 
+
 @dataclass(frozen=True)
 class Source:
     """One file to read: on the disk, inside an archive, or standard input."""

@@ -86,13 +86,13 @@ TEMPLATES = {
     ("inst", "en"): Template(
         name="inst",
         prompt="[INST] Write a description for the following product: {title} [/INST]",
-        answer=" {content}",
+        answer=" {content} ",
         stop=("[INST]",),
     ),
     ("inst", "pt"): Template(
         name="inst",
         prompt="[INST] Gere uma descrição para o seguinte produto: {title} [/INST]",
-        answer=" {content}",
+        answer=" {content} ",
         stop=("[INST]",),
     ),
     ("chat", "en"): Template(
