@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
 from model.linear import use_onednn
-from model.lora import Lora, round_frozen, wrap
+from model.lora import Lora, blocks_of, round_frozen, wrap
 from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run import checkpoint as runs
@@ -35,9 +36,10 @@ from run.finite import FiniteCheck
 from run.lock import RunLock
 from run.log import MetricsFile, Stopwatch, eta_seconds, learning_rate_at, progress_line, short, size, table
 from run.ranks import start_ranks
+from run.shard import all_whole, divided, placed_like, shard, whole
 from run.stop import StopRequest
 from text.answer import before_and_after, decode, stop_rule
-from text.batch import Encoder, blank_batch, flat_batches, sample_batch, step_batches
+from text.batch import Encoder, blank_batch, flat_batches, idle_batch, sample_batch, step_batches
 from text.bpe import train_bpe
 from text.outputs import settle
 from text.prepare import prepare
@@ -63,6 +65,9 @@ def main(command: Command) -> int:
     name, reason = ranks.from_main(lambda: models.choose_model(config.model_name_or_path, device.type == "cuda"))
     if config.lora and name == models.POCKET:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
+    if config.shard and ranks.size == 1 and run is None:
+        raise UsageError("--shard divides the model among processes: torchrun --nproc_per_node=N train.py --shard ...")
+    ranks = replace(ranks, sharded=config.shard and ranks.size > 1)
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == models.POCKET)
 
     # ---- data: three JSONL files, read from disk as they are needed
@@ -98,10 +103,26 @@ def main(command: Command) -> int:
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     model.generation_config.eos_token_id = encoder.end_token  # where other programs stop
-    use_onednn(model.to(device))
-    check_flat_loss(model, sample_batch().to(device), name)
+    use_onednn(model.to("cpu" if ranks.sharded else device))  # too large for one device, it is measured on the host
+    check_flat_loss(model, sample_batch().to(model.device), name)
     use_flat_attention(model)
     round_frozen(model, machine.dtype)
+
+    # ---- memory: what a step takes, and the largest micro-batch that fits
+    def probe(tokens: int) -> torch.Tensor:
+        with machine.autocast():
+            return summed_loss(model, blank_batch(2, tokens // 2).to(model.device))
+
+    needs = memory.plan_memory(model.train(), model.get_output_embeddings().weight, CHUNK_ROWS, probe)
+    loss_of = summed_loss
+    if ranks.sharded:
+        needs = divided(needs, blocks_of(model), ranks.size)
+        loss_of = shard(model, blocks_of(model), device, ranks.size, summed_loss)
+    available = memory.free_memory(device)
+    memory.stay_on_the_card(device)
+    step_tokens = config.records_per_step * config.max_length
+    fitting = needs.largest_micro_batch(available, config.max_length, at_most=step_tokens)
+    micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, 1024))
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -112,18 +133,6 @@ def main(command: Command) -> int:
         fused=True,
     )
     scaler = machine.grad_scaler()
-
-    # ---- memory: what a step takes, and the largest micro-batch that fits
-    def probe(tokens: int) -> torch.Tensor:
-        with machine.autocast():
-            return summed_loss(model, blank_batch(2, tokens // 2).to(device))
-
-    needs = memory.plan_memory(model.train(), model.get_output_embeddings().weight, CHUNK_ROWS, probe)
-    available = memory.free_memory(device)
-    memory.stay_on_the_card(device)
-    step_tokens = config.records_per_step * config.max_length
-    fitting = needs.largest_micro_batch(available, config.max_length, at_most=step_tokens)
-    micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, 1024))
 
     # ---- plan
     records_per_step = config.records_per_step * (saved["ranks"] if run else ranks.size)
@@ -155,15 +164,19 @@ def main(command: Command) -> int:
         return 0
 
     # ---- run folder: what "before" means is kept, so that before and after can be compared at any time
-    def save(folder: Path) -> None:
-        models.save_model(model, tokenizer, folder)
+    def save(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        models.save_model(model, tokenizer, folder, weights)
         template.save(folder)
+
+    def weights_now() -> dict[str, torch.Tensor]:
+        """What is saved; all ranks have to ask, for each may have a part of it."""
+        return all_whole(models.weights_to_save(model), keep=ranks.is_main)
 
     def validate(tokens: int) -> tuple[float, int]:
         """Nats per supervised token of this rank's validation records, and the number of those tokens."""
         mine = flat_batches(val_rows, tokens)
         with machine.autocast():
-            return mean_loss(model.eval(), mine), sum(len(batch.targets) for batch in mine)
+            return mean_loss(model.eval(), mine, loss_of), sum(len(batch.targets) for batch in mine)
 
     def describe(titles: list[str]) -> list[str]:
         use_padded_attention(model.eval())
@@ -180,12 +193,13 @@ def main(command: Command) -> int:
         run = ranks.from_main(lambda: runs.new_run(Path(config.output_dir), config.run_name, name))
         _lock = RunLock(run) if ranks.is_main else None
         before = dict(zip(titles, describe(titles), strict=True))
+        first = weights_now() if name == models.POCKET else None
         base = "base" if name == models.POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
         saved = {"options": to_json(config), "base_model": base, "versions": runs.versions(), "data": fingerprints}
         if ranks.is_main:
-            if name == models.POCKET:
+            if first:
                 with runs.whole_folder(run / "base") as folder:
-                    save(folder)
+                    save(folder, first)
             runs.write_json(run / "before.json", before)  # the options last: with them it is a run that can be resumed
             runs.write_json(run / "train_config.json", saved | {"ranks": ranks.size})
 
@@ -216,23 +230,24 @@ def main(command: Command) -> int:
             group["lr"] = learning_rate
         random_state = memory.get_random_state(device)
         while True:
-            micro_batches, loss_sum = batch.micro_batches(micro_batch_tokens), sums.new_zeros(())
+            micro_batches = ranks.as_many(batch.micro_batches(micro_batch_tokens), idle_batch())
+            loss_sum = sums.new_zeros(())
             try:
                 for micro_batch in micro_batches:
                     with machine.autocast():
-                        loss = summed_loss(model, micro_batch.to(device))
+                        loss = loss_of(model, micro_batch.to(device))
                     scaler.scale(loss / max(1, batch.supervised)).backward()
                     loss_sum += loss.detach()
                 break
             except RuntimeError as error:
                 records_each = len(batch.rows) / len(micro_batches)
-                micro_batch_tokens = memory.smaller_micro_batch(error, micro_batch_tokens, records_each)
+                micro_batch_tokens = memory.smaller_micro_batch(error, micro_batch_tokens, records_each, ranks.sharded)
             tqdm.write(f"Out of memory: from here on {micro_batch_tokens} tokens at a time; the same step again.")
             optimizer.zero_grad(set_to_none=True)
             memory.set_random_state(random_state, device)
         sum_gradients(loss_sum)  # over the ranks, if there are several
         scaler.unscale_(optimizer)
-        grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+        grad_norm = whole(clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf))
         finite.guard(optimizer, scaler, loss_sum, grad_norm, done + 1, batch.uids)
         scaler.step(optimizer)
         scaler.update()
@@ -259,7 +274,7 @@ def main(command: Command) -> int:
             }
             if val_records and (done % config.eval_steps == 0 or last):
                 with watch.paused():
-                    mine = memory.with_less_when_full(validate, micro_batch_tokens, longest_val)
+                    mine = memory.with_less_when_full(validate, micro_batch_tokens, longest_val, ranks.sharded)
                     entry["val_loss"] = ranks.mean(*mine)
                 model.train()
             if ranks.is_main:
@@ -269,10 +284,12 @@ def main(command: Command) -> int:
         if done % config.save_steps == 0 or last or stopping:
             finite.settle()
             at_step = runs.Counters(done, *sums.tolist(), finite.skipped, finite.in_a_row, micro_batch_tokens)
-            states = ranks.gather(runs.random_state())
+            weights, states = weights_now(), ranks.gather(runs.random_state())
+            moments = all_whole(runs.optimizer_tensors(model, optimizer), keep=ranks.is_main)
             if ranks.is_main:
                 with watch.paused():
-                    newest = runs.save_checkpoint(run, save, model, optimizer, scaler, states, at_step)
+                    save_now = partial(save, weights=weights)
+                    newest = runs.save_checkpoint(run, save_now, moments, scaler, states, at_step)
                     runs.remove_old_checkpoints(run, newest, config.save_total_limit, config.load_best_model_at_end)
         if stopping and not last:
             print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")
@@ -283,12 +300,13 @@ def main(command: Command) -> int:
     if best:
         lowest = models.load_model(best, four_bit=config.load_in_4bit).parameters()
         for weight, its_best in zip(trained, (p for p in lowest if p.requires_grad), strict=True):
-            weight.data.copy_(its_best)
+            weight.data.copy_(placed_like(its_best, weight))
         print(f"The validation loss was lowest at {best.name}: that is the final model.")
     before, after = runs.read_json(run / "before.json"), dict(zip(titles, describe(titles), strict=True))
+    weights = weights_now()
     if ranks.is_main:
         with runs.whole_folder(run / "final") as folder:
-            save(folder)
+            save(folder, weights)
     print(f"\nSaved {run / 'final'}." + (" Titles that were never trained on:" if titles else ""))
     print(before_and_after(titles, before, after))
     print("Ask for more:  python generate.py\nMeasure it:    python evaluate.py")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -23,8 +24,8 @@ def is_adapter(name: str | Path) -> bool:
     return (Path(name) / CONFIG).is_file()
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter of a wrapped model; its base is named by path or hub id, not copied."""
+def save_adapter(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]) -> None:
+    """Write the adapter of a wrapped model: A and B, by their names in it. Its base is named by path or hub id."""
     layers = lora_layers(model)
     lora = next(iter(layers.values())).lora
     config = {
@@ -43,8 +44,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    tensors = {PREFIX + name + SUFFIX_A: layer.lora_A.detach().contiguous() for name, layer in layers.items()}
-    tensors |= {PREFIX + name + SUFFIX_B: layer.lora_B.detach().contiguous() for name, layer in layers.items()}
+    tensors = {f"{PREFIX}{name}.weight": weight.detach().contiguous() for name, weight in weights.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 

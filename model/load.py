@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -138,12 +139,28 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder in safetensors, the tokenizer's files included; with LoRA the adapter alone."""
+def weights_to_save(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What `save_model` writes, by name: every weight, with LoRA those of the adapter."""
     if lora_layers(model):
-        return save_adapter(model, folder)
+        return {name: p for name, p in model.named_parameters() if name.endswith((".lora_A", ".lora_B"))}
+    return model.state_dict(keep_vars=True)
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """A Hugging Face folder in safetensors, the tokenizer's files included; with LoRA the adapter alone.
+
+    `weights`: as `weights_to_save` names them, of a model that holds only parts of them.
+    """
+    weights = weights or weights_to_save(model)
+    if lora_layers(model):
+        return save_adapter(model, folder, weights)
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 

@@ -142,10 +142,15 @@ def matching(model: nn.Module, targets: Iterable[str]) -> list[str]:
 
 def default_targets(model: PreTrainedModel) -> tuple[str, ...]:
     """Every linear layer of the blocks, by its name inside a block: ("attn.c_attn", "mlp.c_fc", ...) for GPT-2."""
+    return tuple(dict.fromkeys(name for block in blocks_of(model) for name in linear_layers(block)))
+
+
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The blocks, one after the other. Raises `UnsupportedModel` when there are none."""
     blocks = next((m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)), None)
     if blocks is None:
-        raise UnsupportedModel(f"{type(model).__name__} has no blocks in which an adapter could be put.")
-    return tuple(dict.fromkeys(name for block in blocks for name in linear_layers(block)))
+        raise UnsupportedModel(f"{type(model).__name__} has no blocks that could be adapted or divided.")
+    return blocks
 
 
 def short_names(model: PreTrainedModel) -> list[str]:

@@ -5,6 +5,7 @@ fp32, and as much again for their gradient. Here only the rows that predict a su
 of them at a time, and each chunk's gradients are made while its logits are still at hand.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -79,10 +80,10 @@ def head_of(model: PreTrainedModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([hidden, hidden.new_ones(len(hidden), 1)], dim=1), torch.cat([head.weight, head.bias[:, None]], 1)
 
 
-@torch.inference_mode()
-def mean_loss(model: PreTrainedModel, batches: list) -> float:
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, batches: list, loss_of: Callable = summed_loss) -> float:
     """Nats per supervised token over flat batches: sums and counts, so that every token weighs the same."""
-    total = sum(summed_loss(model, batch.to(model.device)) for batch in batches)
+    total = sum(loss_of(model, batch.to(model.device)) for batch in batches)
     return float(total) / max(1, sum(len(batch.targets) for batch in batches))
 
 

@@ -34,7 +34,7 @@ class Answer:
     stopped: bool  # by the end token or the stop rule, not by the length
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -61,7 +61,7 @@ def generate(
     return answers
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def tokens_of(
     model: PreTrainedModel,
     prompts: list[list[int]],

@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from run.cli import UsageError
 from run.log import read_metrics, size
+from run.shard import placed_like
 
 MANIFEST = "manifest.json"
 CONFIG = "train_config.json"
@@ -247,8 +248,7 @@ class Counters:
 def save_checkpoint(
     run: Path,
     save_model: Callable[[Path], None],
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer_state: dict[str, torch.Tensor],
     scaler: torch.amp.GradScaler,
     random_states: list[dict[str, torch.Tensor]],
     counters: Counters,
@@ -257,7 +257,6 @@ def save_checkpoint(
 
     Raises `DiskFull`, before anything is written if it can be foreseen.
     """
-    optimizer_state = optimizer_tensors(model, optimizer)
     weights = sum(v.nbytes for name, v in optimizer_state.items() if name.startswith("exp_avg."))
     check_free_space(run, weights + sum(value.nbytes for value in optimizer_state.values()))
     with whole_folder(run / f"checkpoint-{counters.step}") as folder:
@@ -336,7 +335,7 @@ def load_moments(tensors: dict[str, torch.Tensor], model: torch.nn.Module, optim
             raise DamagedCheckpoint(f"AdamW's state of {name} does not fit the model.")
         if found:
             # Copies, because these tensors are windows into the file, which Windows could then not delete.
-            optimizer.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in found.items()}
+            optimizer.state[parameter] = {key: placed_like(value, parameter) for key, value in found.items()}
 
 
 def check_free_space(folder: Path, needed: int) -> int:

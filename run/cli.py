@@ -13,6 +13,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+LOST_RANK = (
+    "Another process of this run has ended, so this one ends too. The reason is in its own output above; "
+    "go on from the last checkpoint with --resume, with as many processes as you like."
+)
+ENVIRONMENT = 3
 OUT_OF_MEMORY = 4
 DISK = 6
 INTERRUPTED = 130
@@ -92,6 +97,9 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
         elif type(error).__name__ == "OutOfMemoryError":  # torch's, where nothing can be done again with less
             code = OUT_OF_MEMORY
             print(f"Out of memory ({error}). The last checkpoint is whole. Close other programs.", file=sys.stderr)
+        elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):  # in the middle of a sharded model
+            code = ENVIRONMENT
+            print(LOST_RANK, file=sys.stderr)
         elif isinstance(error, OSError):
             code = DISK
             print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)

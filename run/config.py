@@ -18,7 +18,7 @@ NEWEST = ""  # what --resume without a value means
 # Anything else would make it another run.
 CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
 CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
-CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps"}
+CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard"}
 
 
 def option(default, help: str, *names: str, choices: tuple[str, ...] | None = None, at_least: float | None = None):
@@ -74,6 +74,7 @@ class TrainConfig:
     # the machine
     device: str = option("auto", "where to compute", choices=("auto", "cuda", "cpu"))
     precision: str = option("auto", "auto: fp16 on CUDA, else fp32", choices=("auto", "fp32", "fp16", "bf16"))
+    shard: bool = option(False, "under torchrun: divide the model itself among the processes (FSDP2)")
     # what is said and saved
     logging_steps: int = option(100, "steps between two lines of progress", at_least=1)
     eval_steps: int = option(500, "steps between two validations", at_least=1)
@@ -107,6 +108,8 @@ class TrainConfig:
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")
+        if self.shard and self.load_in_4bit:
+            raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
         if self.load_in_4bit and not self.lora:
             raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
         if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):

@@ -218,28 +218,32 @@ class TensorAccounting(TorchDispatchMode):
         self.now -= size
 
 
-def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float) -> int:
+def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float, sharded: bool = False) -> int:
     """Half of `tokens` after an out-of-memory error; any other error is raised again.
 
-    Raises `OutOfMemory` when the micro-batches could not be any smaller: they hold one record each.
+    Raises `OutOfMemory` when the micro-batches could not be any smaller: they hold one record each. And when the model
+    is `sharded`: the other ranks wait in the middle of the same micro-batch, and it cannot be begun again.
     """
     if not is_out_of_memory(error):
         raise error
+    if sharded:
+        raise OutOfMemory(f"Out of memory. Go on with --resume --micro_batch_tokens {tokens // 2}, or more processes.")
     if records_each == 1:
         raise OutOfMemory(f"Out of memory with one record at a time. The last checkpoint is whole. {WAYS_OUT}")
     return tokens // 2
 
 
-def with_less_when_full(compute: Callable[[int], T], tokens: int, smallest: int) -> T:
+def with_less_when_full(compute: Callable[[int], T], tokens: int, smallest: int, sharded: bool = False) -> T:
     """`compute(tokens)`, and after an out-of-memory error with half as many, down to `smallest`.
 
-    Raises `OutOfMemory` when not even those fit. For what has no state to take back: a validation.
+    Raises `OutOfMemory` when not even those fit, or at once if the model is `sharded`. For what has no state to take
+    back: a validation.
     """
     while True:
         try:
             return compute(tokens)
         except RuntimeError as error:
-            tokens = smaller_micro_batch(error, tokens, records_each=max(1.0, tokens / smallest))
+            tokens = smaller_micro_batch(error, tokens, max(1.0, tokens / smallest), sharded)
 
 
 def get_random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from run.cli import LOST_RANK
+
 
 class RankLost(RuntimeError):
     """Another process of the run has ended, so this one cannot go on."""
@@ -47,16 +49,14 @@ def lost_rank_is_a_sentence() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         if hasattr(error, "exit_code"):
             raise
-        raise RankLost(
-            "Another process of this run has ended, so this one ends too. The reason is in its own output above; "
-            "go on from the last checkpoint with --resume, with as many processes as you like."
-        ) from error
+        raise RankLost(LOST_RANK) from error
 
 
 @dataclass(frozen=True)
 class Ranks:
     rank: int = 0
     size: int = 1
+    sharded: bool = False  # each rank has only a part of the model (run/shard.py): all compute in step with one another
 
     @property
     def is_main(self) -> bool:
@@ -64,11 +64,14 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: list) -> list:
-        """Every size-th item: this rank's part of work whose order does not matter."""
-        return items[self.rank :: self.size]
+        """Every size-th item: this rank's part of work whose order does not matter. Of a sharded model, everything:
+        its ranks have to do the same."""
+        return items if self.sharded else items[self.rank :: self.size]
 
     def collect(self, mine: list) -> list:
         """The results of `share`d work from all ranks, in the order of the items."""
+        if self.sharded:
+            return mine
         parts = self.gather(mine)
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
 
@@ -88,6 +91,12 @@ class Ranks:
             with lost_rank_is_a_sentence():
                 dist.broadcast_object_list(answer, src=0)
         return answer[0]
+
+    def as_many(self, micro_batches: list, idle) -> list:
+        """Filled up with `idle` to the number that the busiest rank has, if the model is sharded."""
+        if not self.sharded:
+            return micro_batches
+        return micro_batches + [idle] * (max(self.gather(len(micro_batches))) - len(micro_batches))
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says yes: all must leave the loop after the same step."""
@@ -114,6 +123,8 @@ class Ranks:
         """
         if self.size == 1:
             return lambda loss_sum: None
+        if self.sharded:  # the gradients are summed already, where they are divided
+            return self.sum
         with lost_rank_is_a_sentence():
             closing = DistributedDataParallel(_Closing(model))
 
@@ -122,9 +133,14 @@ class Ranks:
                 closing().backward()
                 # The mean over the ranks, made a sum again: the loss is already divided by the tokens of all ranks.
                 torch._foreach_mul_([p.grad for p in model.parameters() if p.requires_grad], self.size)
-                dist.all_reduce(loss_sum)
+                self.sum(loss_sum)
 
         return sum_gradients
+
+    def sum(self, value: Tensor) -> None:
+        """The sum over the ranks, in place."""
+        with lost_rank_is_a_sentence():
+            dist.all_reduce(value)
 
 
 class _Closing(torch.nn.Module):

@@ -145,7 +145,7 @@ def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, train, monk
     import train as script
 
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(script, "mean_loss", lambda model, batches: next(losses))
+    monkeypatch.setattr(script, "mean_loss", lambda *args: next(losses))
     options = ("--save_steps", 2, "--eval_steps", 2, "--load_best_model_at_end", "--max_steps", 6)
     model = folder_of("qwen2", tmp_path / "base")
     assert train("--model", model, "--run_name", "a", "--learning_rate", 1e-2, *COMMON, *options, *more) == 0

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from model.adapter import load_adapter, save_adapter
 from model.attention import use_flat_attention
 from model.errors import ModelUnavailable, UnsupportedModel
-from model.load import load_model
+from model.load import load_model, weights_to_save
 from model.lora import Lora, LoraLinear, linear_layers, lora_layers, merge, round_frozen, unwrap, wrap
 from model.loss import summed_loss
 from text.batch import Encoder, flat_batches
@@ -173,7 +173,7 @@ def test_the_first_adapter_depends_on_its_seed_alone():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_peft_opens_ours_with_equal_logits(tmp_path, architecture, rslora):
     model = trained(tiny(architecture), Lora(r=4, alpha=6, rslora=rslora))
-    save_adapter(model, tmp_path)
+    save_adapter(model, tmp_path, weights_to_save(model))
     theirs = peft.PeftModel.from_pretrained(tiny(architecture), tmp_path).eval()
     torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, rtol=0, atol=2e-6)
     assert theirs.peft_config["default"].fan_in_fan_out == (architecture == "gpt2")
@@ -200,7 +200,7 @@ def test_we_open_what_peft_wrote(tmp_path, architecture, rslora, targets):
     ours = tiny(architecture)
     load_adapter(ours, tmp_path / "theirs")
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=0, atol=2e-6)
-    save_adapter(ours, tmp_path / "ours")  # and back
+    save_adapter(ours, tmp_path / "ours", weights_to_save(ours))  # and back
     mine, their = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
     assert mine.keys() == their.keys() and all(torch.equal(mine[key], their[key]) for key in their)
 
@@ -216,7 +216,8 @@ def test_what_is_more_than_lora_is_refused(tmp_path):
 
 
 def test_an_adapter_of_another_base_or_a_damaged_one_is_a_sentence(tmp_path):
-    save_adapter(trained(tiny_gpt2(n_embd=64)), tmp_path)
+    adapter = trained(tiny_gpt2(n_embd=64))
+    save_adapter(adapter, tmp_path, weights_to_save(adapter))
     with pytest.raises(UnsupportedModel, match="another shape"):
         load_adapter(tiny_gpt2(), tmp_path)
     with pytest.raises(UnsupportedModel, match="c_attn"):
@@ -252,6 +253,6 @@ def test_adapters_are_small(tmp_path):
         names = wrap(model, Lora(r=8))
         for layer in names:
             model.get_submodule(layer).to_empty(device="cpu", recurse=False)
-        save_adapter(model, tmp_path / name)
+        save_adapter(model, tmp_path / name, weights_to_save(model))
         total = sum(file.stat().st_size for file in (tmp_path / name).iterdir())
         assert 1e6 < total < megabytes * 1e6, (name, total)

@@ -7,10 +7,11 @@ import sys
 
 import psutil
 import pytest
-from conftest import RECORDS, ROOT, logged, tiny_gpt2, write_data
+from conftest import RECORDS, ROOT, logged, stopped_at, tiny_gpt2, write_data
 from safetensors.torch import load_file
 
 import train as script
+from run.cli import INTERRUPTED, UsageError
 from run.config import parse_train
 from run.ranks import Ranks
 from text.batch import Row, share_of, step_batch
@@ -83,32 +84,65 @@ def assert_equal_runs(one, other):
         assert a["step"] == b["step"]
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-6)
         assert b.get("val_loss") == pytest.approx(a.get("val_loss"), abs=1e-6)
-    expected, got = (load_file(run / "final" / "model.safetensors") for run in (one, other))
+    (weights,) = (one / "final").glob("*model.safetensors")
+    expected, got = (load_file(run / "final" / weights.name) for run in (one, other))
+    assert expected.keys() == got.keys()
     assert all((expected[name] - got[name]).abs().max() <= 1e-5 for name in expected)
 
 
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "sharded"])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_two_and_three_processes_train_as_one_does(alone, ranks):
+def test_two_and_three_processes_train_as_one_does(alone, ranks, more):
     folder, common = alone
-    process = torchrun(ranks, *common, "--run_name", f"r{ranks}", "--batch_size", 6 // ranks, "--max_steps", 4)
+    name = f"r{ranks}{''.join(more)}"
+    process = torchrun(ranks, *common, "--run_name", name, "--batch_size", 6 // ranks, "--max_steps", 4, *more)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert_equal_runs(folder / "one-4", folder / f"r{ranks}")
+    assert_equal_runs(folder / "one-4", folder / name)
     assert said.count("Saved ") == 1  # rank 0 speaks for all
+    files = [{file.name for file in (folder / run / "checkpoint-4").iterdir()} for run in ("one-4", name)]
+    assert files[0] == files[1]
+    shapes = [
+        {key: value.shape for key, value in load_file(folder / run / "checkpoint-4" / "optimizer.safetensors").items()}
+        for run in ("one-4", name)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("more", [(), ("--lora", "--gradient_checkpointing")], ids=["full", "lora"])
+def test_what_one_process_began_goes_on_sharded(alone, more):
+    folder, common = alone
+    kind = "lora" if more else "full"
+    steps = ("--batch_size", 6, "--max_steps", 4, *more)
+    assert run_train(*common, "--run_name", f"alone-{kind}", *steps) == 0
+    with stopped_at(3):
+        assert run_train(*common, "--run_name", f"begun-{kind}", *steps) == INTERRUPTED
+    process = torchrun(2, "--resume", folder / f"begun-{kind}", "--shard")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_equal_runs(folder / f"alone-{kind}", folder / f"begun-{kind}")
+
+
+def test_shard_wants_several_processes(alone):
+    _, common = alone
+    with pytest.raises(UsageError, match="torchrun --nproc_per_node"):
+        run_train(*common, "--shard")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
-def test_a_rank_that_dies_ends_the_others_and_one_process_goes_on(alone):
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "sharded"])
+def test_a_rank_that_dies_ends_the_others_and_one_process_goes_on(alone, more):
     folder, common = alone
-    process = torchrun(2, *common, "--run_name", "dead", "--batch_size", 3, "--max_steps", LONG)
+    name = f"dead{''.join(more)}"
+    process = torchrun(2, *common, "--run_name", name, "--batch_size", 3, "--max_steps", LONG, *more)
     for line in process.stdout:
         if line.startswith("step   5/"):
             workers = psutil.Process(process.pid).children()
             next(worker for worker in workers if worker.environ().get("RANK") == "1").kill()
             break
     _, errors = process.communicate(timeout=60)  # raises where somebody is still there after a minute
-    assert process.returncode != 0 and not (folder / "dead" / "final").exists()
+    assert process.returncode != 0 and not (folder / name / "final").exists()
     assert "Another process of this run has ended" in errors
-    assert run_train("--resume", folder / "dead") == 0
-    one, other = (logged(folder / name)[-1] for name in (f"one-{LONG}", "dead"))
+    assert run_train("--resume", folder / name) == 0
+    one, other = (logged(folder / run)[-1] for run in (f"one-{LONG}", name))
     assert other["loss"] == pytest.approx(one["loss"], abs=1e-5) and other["step"] == one["step"] == LONG

@@ -214,5 +214,5 @@ def test_the_loop_is_on_the_page():
     end = max(i for i in range(start, len(lines)) if "zero_grad" in lines[i])
     loop = "\n".join(lines[start : end + 1])
     assert end - start + 1 <= 35
-    for part in ("summed_loss(", ".backward()", "unscale_", "clip_grad_norm_", "scaler.step(", "zero_grad"):
+    for part in ("loss_of(", ".backward()", "unscale_", "clip_grad_norm_", "scaler.step(", "zero_grad"):
         assert part in loop

@@ -189,6 +189,11 @@ def blank_batch(records: int, length: int) -> FlatBatch:
     return flatten([Row("", [0] * length, 1)] * records)
 
 
+def idle_batch() -> FlatBatch:
+    """One token and nothing supervised: for a process that has to compute something while others compute."""
+    return blank_batch(1, 1)
+
+
 def sample_batch() -> FlatBatch:
     """Two records of a few small token ids, of unequal length, to try a model on."""
     return flatten([Row("", list(range(1, 18)), 1), Row("", list(range(48, 0, -1)), 1)])

@@ -1,0 +1,78 @@
+"""A model that is too large for one card, in parts: `torchrun --nproc_per_node=N train.py --shard`.
+
+PyTorch's `fully_shard` (FSDP2): each rank holds an N-th of weights, gradients and AdamW's moments. A block is gathered
+when its turn comes and given back after it, so all ranks have to take the same steps in the same order. What is saved
+is gathered first: a checkpoint is the same Hugging Face folder for any number of ranks, sharded or not.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import MethodType
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from run.memory import MemoryPlan
+
+
+def divided(plan: MemoryPlan, blocks: Iterable[torch.nn.Module], ranks: int) -> MemoryPlan:
+    """What one of the ranks takes, by the plan of the whole model: its part of the state, and what is gathered for a
+    while: two blocks, one of them ahead of its turn, and all that is outside of the blocks, with their gradients."""
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks]
+    gathered = plan.weights - sum(sizes) + 2 * max(sizes)
+    return replace(
+        plan,
+        weights=plan.weights // ranks,
+        gradients=plan.gradients // ranks,
+        optimizer=plan.optimizer // ranks,
+        kept=plan.kept + gathered + gathered * plan.gradients // plan.weights,
+    )
+
+
+def shard(
+    model: torch.nn.Module, blocks: Iterable[torch.nn.Module], device: torch.device, ranks: int, loss: Callable
+) -> Callable:
+    """Divide `model` among the ranks, onto their devices, block by block; returns `loss(model, batch)` for it.
+
+    Gradients are summed over the ranks, not averaged: the loss is divided by the tokens of all of them already.
+    """
+    mesh = init_device_mesh(device.type, (ranks,))
+    for part in (*blocks, model):
+        fully_shard(part, mesh=mesh)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    # The loss passes the model's own forward by; a registered method gathers the embeddings and the head like one.
+    model.sharded_loss = MethodType(loss, model)
+    register_fsdp_forward_method(model, "sharded_loss")
+    return lambda model, batch: model.sharded_loss(batch)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank has a part, gathered; any other as it is. All ranks have to call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def all_whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The same, one after the other, into the memory of the host; `keep`: on the rank that saves them.
+
+    What is one tensor under two names stays one: tied weights are saved once.
+    """
+    kept: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in kept:
+            full = whole(tensor.detach())
+            kept[id(tensor)] = (full.cpu() if isinstance(tensor, DTensor) else full) if keep else None
+    return {name: kept[id(tensor)] for name, tensor in tensors.items()} if keep else {}
+
+
+def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a whole tensor, where and as `parameter` is: on its device, and divided as it is."""
+    value = value.to(parameter.device, copy=True)
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value
