@@ -30,11 +30,16 @@ def parse(args: list[str] | None = None):
     )
     parser.add_argument("--max_steps", type=int, metavar="N", help="with --compare: steps for each [100]")
     parser.add_argument("--lora", action="store_true", help="with --compare: adapters instead of every weight")
+    parser.add_argument("--load_in_4bit", action="store_true", help="with --compare --lora: the bases in NF4")
+    parser.add_argument("--template", metavar="NAME|FILE", help="with --compare: the prompt, as train.py takes it [qa]")
+    parser.add_argument("--language", choices=("en", "pt"), help="with --compare: of the prompt [en]")
     options = parser.parse_args(args)
     if options.compare and options.run:
         parser.error("give --run or --compare, not both.")
-    if not options.compare and (options.lora or options.max_steps):
-        parser.error("--lora and --max_steps are for the training of --compare.")
+    training = ("lora", "load_in_4bit", "template", "language", "max_steps")
+    if not options.compare and (named := [name for name in training if getattr(options, name)]):
+        parser.error(f"--{named[0]} is for the training of --compare.")
+    options.template, options.language = options.template or "qa", options.language or "en"
     if options.max_steps is not None and options.max_steps < 1:
         parser.error("--max_steps is at least 1.")
     if min(options.max_samples, options.max_new_tokens, options.batch_size) < 1:
@@ -87,6 +92,7 @@ ROWS = [
 # of --compare
 COMPARED = [
     ("bits_per_character", "bits per character", ".3f"),
+    ("unknown", "unknown tokens", ".1%"),
     ("chrf", "chrF", ".1f"),
     ("stopped", "stopped by itself", ".0%"),
     ("trainable_parameters", "trainable parameters", ",d"),
@@ -136,8 +142,8 @@ def measure(
     with machine.autocast():
         loss = mean_loss(model, flat_batches(rows, 4096))
         question_loss = mean_loss(model, flat_batches(asked, 4096))
-    tokens = sum(max(0, len(row.ids) - row.first_supervised) for row in rows)
-    characters = sum(len(decode(tokenizer, row.ids[row.first_supervised :])) for row in rows)
+    supervised = [token for row in rows for token in row.ids[row.first_supervised :]]
+    characters = sum(row.characters for row in rows)
 
     use_padded_attention(model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True)
@@ -150,7 +156,11 @@ def measure(
         "question_loss": question_loss,
         "perplexity": math.exp(loss),
         # of the answer and its end token; characters, unlike tokens, are the same for every tokenizer
-        "bits_per_character": loss * tokens / math.log(2) / max(1, characters),
+        "bits_per_character": loss * len(supervised) / math.log(2) / max(1, characters),
+        # what a tokenizer has no token for costs next to nothing, and cannot be read back; GPT-2's has one for all
+        "unknown": supervised.count(tokenizer.unk_token_id) / max(1, len(supervised))
+        if tokenizer.unk_token_id != tokenizer.eos_token_id
+        else 0.0,
         "chrf": corpus_chrf(texts, [[record["content"] for record in records]]).score,
         "distinct_2": distinct_n(texts, 2),
         "repetition_rate": repetition_rate(texts, 4),
@@ -162,15 +172,22 @@ def measure(
 def compare(options) -> int:
     """Each base before any training, and after the same steps on the same records: one table, and samples."""
     folder = options.output_dir / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
-    file = RecordFile((options.data_dir or Path("data")) / f"{options.split}.jsonl")
-    records = [file[i] for i in range(min(len(file), options.max_samples))]
-    lines, samples, steps = [], [], options.max_steps or 100
+    data, steps = options.data_dir or Path("data"), options.max_steps or 100
+    commands = []
     for number, name in enumerate(options.compare, start=1):
         command = [sys.executable, TRAIN, "--model", name, "--run_name", str(number), "--max_steps", str(steps)]
-        command += ["--output_dir", folder, "--data", file.path.parent, "--device", options.device]
-        trained = subprocess.run([*command, *(["--lora"] if options.lora else [])])
-        if trained.returncode:
-            return trained.returncode  # train.py has said why
+        command += ["--output_dir", folder, "--data", data, "--device", options.device]
+        command += ["--template", options.template, "--language", options.language]
+        commands.append([*command, *(f"--{flag}" for flag in ("lora", "load_in_4bit") if getattr(options, flag))])
+    for command in commands:  # before the first is trained, each says whether it can be: plans cost seconds
+        if planned := subprocess.run([*command, "--dry_run"]).returncode:
+            return planned  # train.py has said why
+    file = RecordFile(data / f"{options.split}.jsonl")
+    records = [file[i] for i in range(min(len(file), options.max_samples))]
+    lines, samples = [], []
+    for number, (name, command) in enumerate(zip(options.compare, commands, strict=True), start=1):
+        if failed := subprocess.run(command).returncode:
+            return failed
         run = folder / str(number)
         config, weights = from_json(read_run(run)["options"], str(run / CONFIG)), weights_of(run)
         machine, template = pick_machine(options.device, config.precision), load_template(weights)
@@ -178,7 +195,7 @@ def compare(options) -> int:
         for when, source in (("before", base_model_of(run)), (f"after {steps} steps", weights)):
             results, answers = measure(source, template, records, config, machine, options)
             results |= {key: log[-1][key] for key in ("answer_tokens_per_second", "peak_memory_bytes")}
-            shown = [key for key, *_ in COMPARED[: 3 if when == "before" else None]]
+            shown = [key for key, *_ in COMPARED[: 4 if when == "before" else None]]
             cells = [format(results[key], form) if key in shown else "" for key, _, form in COMPARED]
             lines.append(f"| {name} | {when} | {' | '.join(cells)} |")
             samples += [

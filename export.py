@@ -5,7 +5,8 @@
     python export.py --adapter FOLDER --base FOLDER      any adapter in PEFT's format, into the base of your choice
 
 The base is loaded afresh, in full precision, and the adapter merged into it. What was written is read again, and its
-logits compared with those of base and adapter side by side, before this says that it is done.
+logits compared with those of base and adapter side by side, before this says that it is done. A .pkl is not read again:
+no pickle is ever opened here, so there it is the weights in memory that are compared.
 """
 
 from pathlib import Path
@@ -21,16 +22,23 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--base", metavar="MODEL", help="merge into this base, not into the one that the adapter names")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: export-FORMAT in the run's folder")
     parser.add_argument("--format", choices=("safetensors", "pkl", "gguf"), default="safetensors", help="[safetensors]")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="[float32]")
-    parser.add_argument("--gguf_type", choices=("f32", "f16", "q8_0"), default="f16", help="of GGUF matrices [f16]")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="not of GGUF [float32]")
+    parser.add_argument("--gguf_type", choices=("f32", "f16", "q8_0"), help="of GGUF matrices [f16]")
     options = parser.parse_args(args)
     if options.run and options.adapter:
         parser.error("give --run or --adapter, not both.")
+    if options.format == "gguf" and options.dtype:
+        parser.error("--dtype does nothing for GGUF: name --gguf_type.")
+    if options.format != "gguf" and options.gguf_type:
+        parser.error("--gguf_type does nothing without --format gguf.")
+    options.dtype, options.gguf_type = options.dtype or "float32", options.gguf_type or "f16"
     return options
 
 
 if __name__ == "__main__":
     OPTIONS = parse()  # before torch is imported, so that --help answers at once
+
+import re
 
 import torch
 
@@ -46,6 +54,8 @@ from text.template import QA, Template, fit_tokenizer, load_template, opening_of
 # Largest difference of two logits, as a share of the largest logit, that rounding alone explains.
 ROUNDING = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2, "f32": 1e-5, "f16": 1e-2, "q8_0": 1e-1}
 
+GO_TEXT = {"{{": '{{ "{{" }}', '"': '{{ "\\"" }}'}  # what prints these in a template of Ollama
+
 
 class ExportDiffers(RuntimeError):
     """What was written does not say what the model says."""
@@ -54,7 +64,9 @@ class ExportDiffers(RuntimeError):
 
 
 def main(options) -> int:
-    source = options.adapter or weights_of(find_run(options.run, options.output_dir))
+    source = options.adapter
+    if source is None or not is_adapter(source):
+        source = weights_of(find_run(options.run or options.adapter, options.output_dir))
     to = options.to or source.parent / f"export-{options.format}"
     if to.exists():
         raise UsageError(f"{to} exists. Choose another folder with --to, or delete it.")
@@ -90,7 +102,9 @@ def main(options) -> int:
             else:
                 print("A pickle can run any code when it is opened: give .pkl files to nobody who need not trust you.")
                 torch.save(model.state_dict(), folder / "model.pkl")  # written, never read: not even to check it
+                model.config.dtype = model.dtype
                 model.config.save_pretrained(folder)
+                model.generation_config.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
             difference = (model.float()(ids).logits - expected).abs().max().item()
             limit = ROUNDING[precision] * max(1.0, expected.abs().max().item())
@@ -106,7 +120,9 @@ def main(options) -> int:
 
 def modelfile(template: Template, tokenizer) -> str:
     """How Ollama asks the model: the prompt of its training, and where an answer ends."""
-    prompt = template.prompt.removeprefix(tokenizer.bos_token or "").replace("{title}", "{{ .Prompt }}")
+    opening = tokenizer.decode(opening_of(tokenizer))  # llama.cpp adds it by itself
+    prompt = re.sub(r'\{\{|"', lambda mark: GO_TEXT[mark[0]], template.prompt.removeprefix(opening))
+    prompt = prompt.replace("{title}", "{{ .Prompt }}")
     stops = [tokenizer.eos_token, *template.stop]
     quoted = [stop.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for stop in stops]
     lines = ["FROM ./model.gguf", f'TEMPLATE """{prompt}{{{{ .Response }}}}"""']

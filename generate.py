@@ -76,10 +76,11 @@ import json
 from collections.abc import Iterator
 
 from model.adapter import adapter_base, is_adapter, load_adapter
+from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import context_length, load_model, load_tokenizer
 from model.lora import unwrap
 from model.sample import Sampling, generate, tokens_of
-from run.checkpoint import base_model_of, find_run, read_run, weights_of
+from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.device import pick_machine
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
@@ -92,13 +93,16 @@ def main(options) -> int:
     titles = read_titles(options.titles) if options.titles else options.title
     machine, adapters = pick_machine(options.device), [adapter_folder(name, options) for name in options.adapter or ()]
     if adapters:
-        weights, four_bit, data = adapters[0], options.load_in_4bit, options.data or Path("data")
-        source = options.base or adapter_base(weights)
+        run, weights, source = run_around(adapters[0]), adapters[0], options.base or adapter_base(adapters[0])
+        if others := [folder for folder in adapters if not options.base and adapter_base(folder) != source]:
+            raise UsageError(f"{others[0]} belongs to {adapter_base(others[0])}, {weights} to {source}: not one base.")
     else:
         run = find_run(options.run, options.output_dir)
-        weights, data = weights_of(run), options.data or data_of(run)
+        weights = weights_of(run)
         source = base_model_of(run) if options.before else weights
-        four_bit = options.load_in_4bit or read_run(run)["options"].get("load_in_4bit", False)
+    trained_with = read_run(run)["options"] if run else {}
+    data = options.data or Path(trained_with.get("data_dir", "data"))
+    four_bit = options.load_in_4bit or trained_with.get("load_in_4bit", False)
     sources = Sources(data, options.sources, options.grounded)
     model = load_model(source, four_bit=four_bit, compute_dtype=machine.dtype).to(machine.device)
     if adapters:
@@ -123,6 +127,8 @@ def main(options) -> int:
     if titles is None and sys.stdin.isatty():
         print(f"{source}  (/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
         return converse(model, encoder, sampling, copies, sources, adapters)
+    if len(adapters) > 1:
+        raise UsageError("Several adapters are for the interactive loop; name one to answer titles from a pipe.")
     if titles is None:
         titles = piped_titles()
     if not titles:
@@ -157,16 +163,24 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
     """
     for number, folder in enumerate(adapters, start=1):
         print(f"/{number}  {folder}", file=sys.stderr)
-    asked = 0
+    asked, now = 0, 0
     try:
         while (title := input("\nTitle or question> ").strip()).lower() not in ("sair", "quit", "exit"):
             if title in (f"/{number + 1}" for number in range(len(adapters))):
-                folder = adapters[int(title[1:]) - 1]
-                encoder = switch_adapter(model, encoder, folder)
-                print(f"Now with {folder}.")
+                try:
+                    encoder = switch_adapter(model, adapters[int(title[1:]) - 1])
+                    now = int(title[1:]) - 1
+                except (ModelUnavailable, UnsupportedModel, DataError) as error:
+                    print(error, file=sys.stderr)
+                    encoder = switch_adapter(model, adapters[now])
+                print(f"Now with {adapters[now]}.")
                 continue
             if title.split()[:1] == ["/sources"]:
                 print(sources.switch(title.removeprefix("/sources").strip()), file=sys.stderr)
+                continue
+            if title.startswith("/"):
+                numbers = f", /1 to /{len(adapters)} (adapters)" if len(adapters) > 1 else ""
+                print(f"{title.split()[0]} is no command; there are /sources{numbers} and sair.", file=sys.stderr)
                 continue
             for _ in range(copies if title else 0):
                 answer_aloud(model, encoder, title, sampling, asked, sources)
@@ -186,7 +200,7 @@ def answer_aloud(model, encoder: Encoder, title: str, sampling: Sampling, number
     sources.show(products)
 
 
-def switch_adapter(model, encoder: Encoder, folder: Path) -> Encoder:
+def switch_adapter(model, folder: Path) -> Encoder:
     """Another adapter over the same base, which stays in memory; returns the encoder with its template."""
     unwrap(model)
     load_adapter(model, folder)
@@ -206,6 +220,11 @@ def adapter_folder(name: str, options) -> Path:
     if not is_adapter(folder):
         raise UsageError(f"{name} holds a whole model, not an adapter: use --run {name}.")
     return folder
+
+
+def run_around(folder: Path) -> Path | None:
+    """The run that saved an adapter; None for an adapter from elsewhere."""
+    return folder.parent if (folder.parent / CONFIG).is_file() else None
 
 
 def answer_pieces(model, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, number: int) -> Iterator[str]:
@@ -264,11 +283,6 @@ class Sources:
             return str(error)
         self._count = int(count) if count else 0 if self._count else 3
         return f"Sources: the {self._count} nearest products." if self._count else "Sources: off."
-
-
-def data_of(run: Path) -> Path:
-    """The folder that a run was trained on."""
-    return Path(read_run(run)["options"].get("data_dir", "data"))
 
 
 def read_titles(path: Path) -> list[str]:

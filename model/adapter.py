@@ -4,19 +4,26 @@
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from model.errors import ModelUnavailable, UnsupportedModel
-from model.lora import Lora, lora_layers, matching, wrap
+from model.lora import Lora, linear_layers, lora_layers, matching, wrap
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KEEPS_BASE = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to draw A and B that leave the base alone
+MORE_THAN_LORA = (
+    "use_dora", "rank_pattern", "alpha_pattern", "layer_replication", "alora_invocation_tokens", "use_qalora",
+    "target_parameters", "trainable_token_indices", "use_bdlora", "arrow_config", "kasa_config", "velora_config",
+    "monteclora_config",
+)  # fmt: skip
 PREFIX, SUFFIX_A, SUFFIX_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -45,7 +52,13 @@ def save_adapter(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     tensors = {f"{PREFIX}{name}.weight": weight.detach().contiguous() for name, weight in weights.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **shape_of(model)})
+
+
+def shape_of(model: PreTrainedModel) -> dict[str, str]:
+    """What two models have in common when an adapter fits both, as far as a few words can say."""
+    names = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+    return {f"base_{name}": str(getattr(model.config, name)) for name in names}
 
 
 def adapter_base(folder: str | Path) -> str:
@@ -63,13 +76,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     file is absent or damaged.
     """
     config = read_adapter_config(folder)
-    changed_base = str(config.get("init_lora_weights")).lower().startswith(("pissa", "olora", "corda", "loftq"))
-    extras = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "layer_replication") if config.get(key)]
+    changed_base = config.get("init_lora_weights") not in KEEPS_BASE
+    extras = [key for key in MORE_THAN_LORA if config.get(key)]
     if config.get("peft_type") != "LORA" or extras or changed_base:
         what = ", ".join(extras) or ("init_lora_weights" if changed_base else config.get("peft_type"))
         raise UnsupportedModel(f"{folder}: only plain LoRA adapters can be opened, and this one uses {what}.")
     try:
-        tensors = load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            saved_beside, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         raise ModelUnavailable(
             f"{folder / WEIGHTS} is missing or damaged; a .bin file, a pickle, is not opened."
@@ -79,13 +93,25 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     if set(tensors) != known:
         raise UnsupportedModel(f"{folder}: {sorted(set(tensors) ^ known)[0]} is not part of a plain LoRA adapter.")
 
-    listed = config.get("target_modules")  # may also be a regular expression, or match less than it says
-    if isinstance(listed, list) and sorted(matching(model, listed)) == sorted(names):
-        targets = tuple(target for target in listed if matching(model, (target,)))
-    else:
-        targets = tuple(names)
-    rslora, share = bool(config.get("use_rslora")), float(config.get("lora_dropout") or 0.0)
-    wrap(model, Lora(int(config["r"]), config["lora_alpha"], share, rslora, targets))
+    here, listed = shape_of(model), config.get("target_modules")
+    if other := [key for key in here if saved_beside.get(key, here[key]) != here[key]]:
+        was, now = (f"{other[0].removeprefix('base_')} {of[other[0]]}" for of in (saved_beside, here))
+        raise UnsupportedModel(f"{folder} belongs to another base: it was trained beside {was}, and this has {now}.")
+    meant, restricted = names, any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
+    if isinstance(listed, list):
+        meant = matching(model, listed)
+    elif isinstance(listed, str):
+        try:
+            meant = [name for name in linear_layers(model) if re.fullmatch(listed, name)]
+        except re.error:
+            raise ModelUnavailable(f"{folder / CONFIG} is damaged: its target_modules are no pattern.") from None
+    same = sorted(meant) == sorted(names)
+    if not (same or restricted) or not names:
+        raise UnsupportedModel(
+            f"{folder} belongs to another base: it has {len(names)} layers, and its target_modules match {len(meant)}."
+        )
+    targets = tuple(t for t in listed if matching(model, (t,))) if same and isinstance(listed, list) else tuple(names)
+    wrap(model, lora_of(config, targets, folder))
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
             for parameter, suffix in ((layer.lora_A, SUFFIX_A), (layer.lora_B, SUFFIX_B)):
@@ -93,6 +119,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
                 if values.shape != parameter.shape:
                     raise UnsupportedModel(f"{folder} belongs to another base: {name} has another shape here.")
                 parameter.copy_(values)
+
+
+def lora_of(config: dict, targets: tuple[str, ...], folder: Path) -> Lora:
+    """Raises `ModelUnavailable` when a number is missing or is none."""
+    r, alpha, share = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
+    if not isinstance(r, int) or r < 1 or not all(isinstance(number, (int, float)) for number in (alpha, share)):
+        raise ModelUnavailable(f"{folder / CONFIG} is damaged: its r, lora_alpha or lora_dropout is no number.")
+    return Lora(r, alpha, share, bool(config.get("use_rslora")), targets)
 
 
 def read_adapter_config(folder: Path) -> dict:

@@ -108,6 +108,8 @@ class TrainConfig:
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")
+        if self.language != "en" and self.template not in ("qa", "inst", "chat"):
+            raise UsageError(f"language does nothing with the template {self.template}, which has its own.")
         if self.shard and self.load_in_4bit:
             raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
         if self.load_in_4bit and not self.lora:

@@ -115,7 +115,7 @@ def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: 
         again = ((all_much.total - all_little.total) / (many - few) - per_token) / model.config.num_hidden_layers
     chunk_per_token = (much.passing - little.passing) / (many - few)
     return MemoryPlan(
-        weights=sum(p.numel() * p.element_size() for p in parameters),
+        weights=sum(bytes_of(p) for p in parameters),
         gradients=4 * trainable,
         optimizer=8 * trainable,
         logits=int(much.passing + chunk_per_token * (chunk_rows - many)),
@@ -125,6 +125,14 @@ def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: 
         # The widest layer's output and its input have a gradient at the same time.
         backward_per_token=2 * widest / many + again,
     )
+
+
+def bytes_of(weight: Tensor) -> int:
+    """Its own, and for 4-bit weights those of the scales of their blocks and of the scales of those."""
+    scales, count = getattr(weight, "quant_state", None), weight.nbytes
+    while scales is not None:
+        count, scales = count + scales.absmax.nbytes, scales.state2
+    return count
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """LoRA by hand against peft: the same numbers, the same files."""
 
+import json
+
 import peft
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_gpt2
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -218,10 +220,28 @@ def test_what_is_more_than_lora_is_refused(tmp_path):
 def test_an_adapter_of_another_base_or_a_damaged_one_is_a_sentence(tmp_path):
     adapter = trained(tiny_gpt2(n_embd=64))
     save_adapter(adapter, tmp_path, weights_to_save(adapter))
+    with pytest.raises(UnsupportedModel, match="hidden_size 64"):
+        load_adapter(tiny_gpt2(), tmp_path)
+    with pytest.raises(UnsupportedModel, match="model_type gpt2"):
+        load_adapter(tiny("llama"), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    save_file(tensors, tmp_path / "adapter_model.safetensors")  # without a word about its base, as peft writes it
     with pytest.raises(UnsupportedModel, match="another shape"):
         load_adapter(tiny_gpt2(), tmp_path)
-    with pytest.raises(UnsupportedModel, match="c_attn"):
-        load_adapter(tiny("llama"), tmp_path)
+    with pytest.raises(UnsupportedModel, match="its target_modules match 16"):
+        load_adapter(tiny_gpt2(n_embd=64, n_layer=4), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, value in (("r", None), ("r", "x"), ("lora_alpha", "16"), ("lora_dropout", "x"), ("target_modules", "(")):
+        damaged = json.dumps(config | {key: value})
+        (tmp_path / "adapter_config.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(ModelUnavailable, match="damaged"):
+            load_adapter(tiny_gpt2(n_embd=64), tmp_path)
+    for key, value in (("alora_invocation_tokens", [20]), ("init_lora_weights", "lora_ga")):
+        more = json.dumps(config | {key: value})
+        (tmp_path / "adapter_config.json").write_text(more, encoding="utf-8")
+        with pytest.raises(UnsupportedModel, match="only plain LoRA"):
+            load_adapter(tiny_gpt2(n_embd=64), tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no")
     with pytest.raises(ModelUnavailable, match="adapter_model"):
         load_adapter(tiny_gpt2(n_embd=64), tmp_path)

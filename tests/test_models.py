@@ -23,7 +23,7 @@ from model.loss import mean_loss
 from run.cli import INTERRUPTED, UsageError
 from run.config import TrainConfig, read_recipe
 from text.batch import Encoder, flat_batches
-from text.template import choose_template, load_template
+from text.template import Template, choose_template, load_template
 
 STEPS = ("--per_device_train_batch_size", 4, "--logging_steps", 1, "--lr", 0.01, "--lora")
 
@@ -34,6 +34,12 @@ def asked(run, *args, capsys) -> str:
     options = ("--run", run, "--title", "Caneca azul", "--greedy", "--max_new_tokens", 6, "--device", "cpu", *args)
     assert generate.main(generate.parse([str(option) for option in options])) == 0
     return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tokenizers_of(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {kind: load_tokenizer(folder_of(kind, folder / kind)) for kind in TOKENIZERS}
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "lora-4bit"])
@@ -101,6 +107,17 @@ def test_gguf_holds_weights_tokenizer_template_and_end(tmp_path, data, train, ki
         torch.testing.assert_close(written, expected, rtol=0, atol=1e-3)
     asked = (to / "Modelfile").read_text(encoding="utf-8")
     assert f'PARAMETER stop "{end}"' in asked and "{{ .Prompt }}" in asked and "<s>" not in asked
+
+
+def test_the_modelfile_asks_what_the_training_asked(tokenizers_of):
+    for kind, prompt, expected in (
+        ("gpt2", "<|endoftext|>Say {title}:", "<|endoftext|>Say {{ .Prompt }}:"),
+        ("llama", "<s>Say {title}:", "Say {{ .Prompt }}:"),  # llama.cpp adds the BOS token itself
+        ("llama", 'A "b" {{ x }} {title}', 'A {{ "\\"" }}b{{ "\\"" }} {{ "{{" }} x }} {{ .Prompt }}'),
+    ):
+        template = Template("mine", prompt, "{content}", stop=('"x"',))
+        text = export.modelfile(template, tokenizers_of[kind])
+        assert f'TEMPLATE """{expected}{{{{ .Response }}}}"""' in text and 'PARAMETER stop "\\"x\\""' in text
 
 
 def test_a_pickle_is_written_only_when_asked_for_and_with_a_warning(tmp_path, data, gpt2_folder, train, capsys):
@@ -239,6 +256,48 @@ def test_adapters_are_switched_in_the_loop_without_loading_the_base_again(tmp_pa
             generate.parse(wrong)
 
 
+def loop(lines: list[str], args: list, monkeypatch, capsys) -> tuple[str, str]:
+    """What the interactive loop says to these lines, on both streams."""
+    answers = iter(lines)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
+    capsys.readouterr()
+    assert generate.main(generate.parse([str(arg) for arg in (*args, "--greedy", "--max_new_tokens", 6)])) == 0
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def test_adapters_stay_with_their_base(tmp_path, data, train, capsys, monkeypatch):
+    """Of the same shapes or not: another base is said, not computed with."""
+    for kind in ("llama", "qwen2"):
+        train("--model", folder_of(kind, tmp_path / kind), "--run_name", kind, "--max_steps", 1, *STEPS)
+    llama, qwen2 = (tmp_path / "runs" / kind for kind in ("llama", "qwen2"))
+    two = ("--adapter", llama, "--adapter", qwen2)
+    with pytest.raises(UsageError, match="not one base"):
+        generate.main(generate.parse([str(arg) for arg in two]))
+    out, err = loop(["/2", "Mug", "/7", "quit"], (*two, "--base", tmp_path / "llama"), monkeypatch, capsys)
+    assert "trained beside model_type qwen2, and this has model_type llama" in err and "/7 is no command" in err
+    assert f"Now with {llama}" in out and len(out.split()) > 3
+    with pytest.raises(UnsupportedModel, match="belongs to another base"):
+        export.main(export.parse(["--run", str(llama), "--base", str(tmp_path / "qwen2"), "--to", str(tmp_path / "x")]))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Mug\n"))
+    with pytest.raises(UsageError, match="from a pipe"):
+        generate.main(generate.parse([*map(str, two), "--base", str(tmp_path / "llama")]))
+
+
+def test_an_adapter_of_a_4_bit_run_gets_its_base_in_4_bit(tmp_path, data, train, monkeypatch, capsys):
+    train(
+        "--model", folder_of("qwen2", tmp_path / "base"), "--run_name", "a", "--max_steps", 1, *STEPS, "--load_in_4bit"
+    )
+    seen = []
+    monkeypatch.setattr(
+        generate, "load_model", lambda *args, **kw: seen.append(kw["four_bit"]) or load_model(*args, **kw)
+    )
+    for name in ("a", "a/final"):
+        loop(["quit"], ("--adapter", tmp_path / "runs" / name), monkeypatch, capsys)
+    assert seen == [True, True]
+
+
 # -- bases side by side -----------------------------------------------------------------------------------------------
 
 
@@ -259,8 +318,27 @@ def test_bases_are_compared_in_one_table(tmp_path, data, train, capsys, monkeypa
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == [f for f in folders for _ in (0, 1)]
     for before, after in zip(lines[::2], lines[1::2], strict=True):
         before, after = before.split("|"), after.split("|")
-        assert float(before[3]) > 0 < float(after[3]) and not before[6].strip()
-        assert 1000 < int(after[6].replace(",", "")) < 30_000  # the adapters alone
+        assert float(before[3]) > 0 < float(after[3]) and not before[7].strip()
+        assert 1000 < int(after[7].replace(",", "")) < 30_000  # the adapters alone
+
+
+def test_characters_are_those_of_the_text_for_every_tokenizer(tokenizers_of):
+    text = "Leve, lavável; água não entra 🎁!"
+    for kind, tokenizer in tokenizers_of.items():
+        encoder = Encoder(tokenizer, choose_template("inst", "pt"), max_length=256)
+        (row,) = encoder.rows([{"uid": "1", "title": "Mug", "content": text}])
+        assert row.characters == len(text), kind
+        encoder.max_length = len(row.ids) - 3
+        (cut,) = encoder.rows([{"uid": "1", "title": "Mug", "content": text}])
+        assert 0 < cut.characters < len(text), kind
+
+
+def test_a_base_that_cannot_be_had_ends_a_comparison_before_any_training(tmp_path, data, capfd):
+    """The real processes."""
+    folder = folder_of("gpt2", tmp_path / "gpt2")
+    args = ["--compare", str(folder), str(tmp_path / "none"), "--max_steps", "2", "--data", str(data)]
+    assert evaluate.main(evaluate.parse([*args, "--output_dir", str(tmp_path / "runs"), "--device", "cpu"])) == 3
+    assert "none cannot be loaded" in capfd.readouterr().err and not (tmp_path / "runs").exists()
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

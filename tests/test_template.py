@@ -86,7 +86,7 @@ def test_the_marks_of_a_template_become_their_ids(tokenizers):
 
 
 def test_the_inst_record_is_that_of_its_format_to_the_space(tokenizers):
-    encoder = fitted(tokenizers, "mistral", "inst", "pt")
+    encoder = fitted(tokenizers, "llama", "inst", "pt")
     (row,) = encoder.rows([{"uid": "1", "title": "Caneca", "content": "Boa."}])
     whole = "<s>[INST] Gere uma descrição para o seguinte produto: Caneca [/INST] Boa. </s>"
     assert row.ids == encoder.tokenizer(whole, add_special_tokens=False).input_ids
@@ -129,6 +129,29 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it(tokenizer):
     text = StableText(tokenizer, ("\nQuestion:",))
     almost = tokenizer("Blue.\nQuest", add_special_tokens=False).input_ids
     assert "".join([*map(text.feed, almost), text.rest()]) == "Blue.\nQuest"
+
+
+def test_a_stop_string_that_is_a_special_token_ends_an_answer_too(tokenizers):
+    """[INST] is one of Mistral's, and text for Llama."""
+    for kind in ("mistral", "llama"):
+        encoder = fitted(tokenizers, kind, "inst", "pt")
+        tokenizer, stop = encoder.tokenizer, encoder.template.stop
+        ids = tokenizer("Boa. [INST] Gere", add_special_tokens=False).input_ids
+        rule = stop_rule(tokenizer, stop)
+        place = [rule(ids[: n + 1]) for n in range(len(ids))].index(True)
+        assert decode(tokenizer, ids[: place + 1], stop) == decode(tokenizer, ids, stop) == "Boa.", kind
+
+
+def test_the_saved_chat_template_of_hf_opens_with_the_bos_of_the_training(tokenizers):
+    """Zephyr's own has none, and the tokenizer is not asked to add it where a chat is rendered."""
+    for kind in ("llama", "mistral", "qwen2"):
+        encoder = fitted(tokenizers, kind, "hf", "en")
+        chat = [{"role": "user", "content": "Mug"}]
+        for _ in range(2):  # as it is fitted when it is loaded again
+            fit_tokenizer(encoder.tokenizer, encoder.template)
+        rendered = encoder.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        ids = encoder.tokenizer(rendered, add_special_tokens=False).input_ids
+        assert ids == encoder.prompts(["Mug"])[0], kind
 
 
 def test_generation_ends_at_the_rule():
@@ -214,12 +237,20 @@ def test_a_users_own_template(tmp_path, tokenizers):
 
 @pytest.mark.parametrize(
     "text", ['prompt = "{title}"', 'prompt = "x"\nanswer = "{content}"', 'prompt = 3\nanswer = "{content}"', "=",
-             'prompt = "{title}"\nanswer = "{content}"\ncolour = "x"', 'prompt="{title}"\nanswer="{content}"\nstop=[1]']
+             'prompt = "{title}"\nanswer = "{content}"\ncolour = "x"', 'prompt="{title}"\nanswer="{content}"\nstop=[1]',
+             'prompt="{title}"\nanswer="{content}"\nstop=[""]', 'prompt="{title}"\nanswer="{content}"\nquestions.en=[]',
+             'name=3\nprompt="{title}"\nanswer="{content}"']
 )  # fmt: skip
 def test_a_wrong_template_is_a_sentence(tmp_path, text):
     (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match="not a prompt template"):
         choose_template(str(tmp_path / "mine.toml"))
+
+
+def test_a_stop_that_is_one_text_is_one_text(tmp_path):
+    text = 'prompt = "{title}"\nanswer = "{content}"\nstop = "\\nProduto:"'
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    assert choose_template(str(tmp_path / "mine.toml")).stop == ("\nProduto:",)
 
 
 def test_a_template_that_is_not_there_is_a_sentence(tokenizers):

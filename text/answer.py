@@ -7,8 +7,16 @@ from transformers import PreTrainedTokenizerBase
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...] = ()) -> str:
     """The text of an answer up to the first `stop` string, without the space that joined it to the prompt."""
+    ends = stop_tokens(tokenizer, stop)
+    ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text[: stop_place(text, stop)].strip()
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> set[int]:
+    """The `stop` strings that this tokenizer has as special tokens: they never stand in decoded text."""
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {special[text] for text in stop if text in special}
 
 
 def stop_place(text: str, stop: tuple[str, ...]) -> int:
@@ -20,11 +28,12 @@ def stop_rule(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> Call
     """Tells from the tokens of an answer whether it has just come to a `stop` string; None without any."""
     if not stop:
         return None
+    ends = stop_tokens(tokenizer, stop)
     tail = max(len(text.encode()) for text in stop) + 4  # a token is a byte at least
 
     def has_stopped(ids: list[int]) -> bool:
         text = tokenizer.decode(ids[-tail:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return stop_place(text, stop) < len(text)
+        return ids[-1] in ends or stop_place(text, stop) < len(text)
 
     return has_stopped
 

@@ -23,6 +23,7 @@ class Row:
     uid: str
     ids: list[int]
     first_supervised: int  # tokens from here on are supervised
+    characters: int = 0  # of the answer's own text, as far as it is in here: the same unit for every tokenizer
 
 
 @dataclass(frozen=True)
@@ -135,25 +136,27 @@ class Encoder:
         ):
             room = self.max_length - len(prompt)
             if len(answer) + 1 <= room:
-                ids = prompt + answer + [self.end_token]
+                ids, end = prompt + answer + [self.end_token], len(text)
             else:
-                ids = (prompt + self._cut(text, room))[: self.max_length]
-            rows.append(Row(record["uid"], ids, len(prompt) if self.loss_on == "answer" else 0))
+                part, end = self._cut(text, room)
+                ids = (prompt + part)[: self.max_length]
+            first = len(prompt) if self.loss_on == "answer" else 0
+            rows.append(Row(record["uid"], ids, first, len(text[:end].strip())))
         return rows
 
-    def _cut(self, text: str, room: int) -> list[int]:
-        """The first tokens of `text`, at most `room`, up to the last sentence end among them if there is one.
+    def _cut(self, text: str, room: int) -> tuple[list[int], int]:
+        """The first tokens of `text`, at most `room`, up to the last sentence end among them if there is one; and
+        where in `text` they end.
 
         No end token follows: the text went on, and a model that saw one here would learn to stop in mid-story.
         """
         if room <= 0:
-            return []
+            return [], 0
         encoded = self._answers([text], return_offsets_mapping=True)
         ids, ends = encoded["input_ids"][0], [end - len(self._guard) for _, end in encoded["offset_mapping"][0]]
         fitting = [match.end() for match in SENTENCE_END.finditer(text, 0, ends[min(room, len(ids)) - 1])]
-        if not fitting:
-            return ids[:room]
-        return ids[: sum(end <= fitting[-1] for end in ends[:room])]
+        count = sum(end <= fitting[-1] for end in ends[:room]) if fitting else min(room, len(ids))
+        return ids[:count], ends[count - 1]
 
 
 def flatten(rows: list[Row]) -> FlatBatch:

@@ -54,9 +54,8 @@ class Template:
         before, after = (json.dumps(part, ensure_ascii=False) for part in self.prompt.split("{title}"))
         left, right = (json.dumps(part, ensure_ascii=False) for part in self.answer.split("{content}"))
         end = json.dumps(self.end, ensure_ascii=False) if self.end else "eos_token"
-        opening = f"{{{{ {json.dumps(opening, ensure_ascii=False)} }}}}" if opening else ""
         return (
-            f"{opening}{{% for message in messages %}}{{% if message['role'] == 'user' %}}"
+            f"{printed(opening)}{{% for message in messages %}}{{% if message['role'] == 'user' %}}"
             f"{{{{ {before} + message['content'] + {after} }}}}"
             "{% elif message['role'] == 'assistant' %}"
             f"{{{{ {left} + message['content'] + {right} + {end} }}}}"
@@ -108,6 +107,11 @@ TEMPLATES = {
         stop=("<|user|>", "<|system|>"),
     ),
 }
+
+
+def printed(text: str) -> str:
+    """What prints `text` in a Jinja template."""
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 
 
 def context_for(text: str) -> str:
@@ -177,9 +181,12 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) -> Non
         if template.end not in tokenizer.get_vocab():
             raise DataError(f"The template {template.name} ends with {template.end}, which this model does not know.")
         tokenizer.eos_token = template.end
+    opening = tokenizer.decode(opening_of(tokenizer))
+    opening = "" if template.prompt.startswith(opening) else opening
     if template.name != "hf":
-        opening = tokenizer.decode(opening_of(tokenizer))
-        tokenizer.chat_template = template.chat_template("" if template.prompt.startswith(opening) else opening)
+        tokenizer.chat_template = template.chat_template(opening)
+    elif opening and not tokenizer.chat_template.startswith(printed(opening)):
+        tokenizer.chat_template = printed(opening) + tokenizer.chat_template  # it would leave the BOS token to others
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -190,11 +197,16 @@ def template_of(values: dict) -> Template:
     unknown = set(values) - {f.name for f in fields(Template)}
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0]}")
-    texts = [values.get("prompt"), values.get("answer"), values.get("end") or "", *values.get("stop", ())]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("prompt, answer, end and stop are texts")
-    questions = {language: tuple(forms) for language, forms in values.get("questions", QUESTIONS).items()}
-    return Template(**values | {"stop": tuple(values.get("stop", ())), "questions": questions})
+    stop, questions = values.get("stop", ()), values.get("questions", QUESTIONS)
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    texts = [values.get("name"), values.get("prompt"), values.get("answer"), values.get("end") or "-", *stop]
+    texts += [form for forms in questions.values() for form in forms]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise TypeError("name, prompt, answer, end, stop and questions are texts, and not empty")
+    if not all(isinstance(forms, (list, tuple)) and forms for forms in questions.values()):
+        raise TypeError("questions are lists of at least one form")
+    questions = {language: tuple(forms) for language, forms in questions.items()}
+    return Template(**values | {"stop": stop, "end": values.get("end") or None, "questions": questions})
 
 
 def load_template(folder: Path, default: Template | None = None) -> Template:
