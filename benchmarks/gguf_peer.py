@@ -1,7 +1,7 @@
 """The exported GGUF in real llama.cpp against our own generation: same prompt tokens, same greedy answers?
 
     pip install gguf llama-cpp-python            # the second is built from source: a compiler is needed
-    python benchmarks/gguf_peer.py               # trains a small GPT-2 and a small Llama first, 8 minutes
+    python benchmarks/gguf_peer.py               # trains a small GPT-2, Llama and Qwen2 first, 12 minutes
     python benchmarks/gguf_peer.py RUN [RUN ...] # folders that train.py made
 
 Each run is exported as F32, F16 and Q8_0 by export.py. The table says for how many prompts llama.cpp makes the same
@@ -17,11 +17,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
+from kinds import sentencepiece_like
 from llama_cpp import Llama
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from model.load import load_model, load_tokenizer
 from model.sample import Sampling, generate
@@ -47,23 +48,34 @@ def main() -> None:
 
 
 def train_peers(folder: Path) -> list[Path]:
-    """The example catalogue learned by pocket, and by a Llama of its size with its tokenizer, both from nothing."""
-    script = [sys.executable, ROOT / "train.py", "--data", folder / "data", "--output_dir", folder]
+    """The example catalogue learned from nothing: by pocket, by a Llama of its size with a tokenizer of Llama's kind, and
+    by a Qwen2 of its size with pocket's."""
     prepare = [sys.executable, ROOT / "data_prep.py", ROOT / "examples" / "catalogue.json.gz"]
     subprocess.run([*prepare, "--output_dir", folder / "data"], check=True)
-    subprocess.run([*script, "--model", "pocket", "--run_name", "gpt2"], check=True)
-    tokenizer = load_tokenizer(folder / "gpt2" / "final")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "untrained")
-    tokenizer.save_pretrained(folder / "untrained")
-    from_nothing = ["--model", folder / "untrained", "--learning_rate", "2e-3", "--num_train_epochs", "6"]
-    subprocess.run([*script, *from_nothing, "--run_name", "llama"], check=True)
-    return [folder / "gpt2", folder / "llama"]
+    train(folder, "gpt2", "--model", "pocket")
+    records = RecordFile(folder / "data" / "train.jsonl")
+    tokenizers = {
+        "llama": sentencepiece_like(texts=(f"{r['title']} {r['content']}" for r in records), vocabulary=3072),
+        "qwen2": load_tokenizer(folder / "gpt2" / "final"),
+    }
+    for kind, tokenizer in tokenizers.items():
+        torch.manual_seed(0)
+        config = {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](
+            vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+            num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / "untrained" / kind)
+        tokenizer.save_pretrained(folder / "untrained" / kind)
+        train(
+            folder, kind, "--model", folder / "untrained" / kind, "--learning_rate", "2e-3", "--num_train_epochs", "6"
+        )
+    return [folder / "gpt2", folder / "llama", folder / "qwen2"]
+
+
+def train(folder: Path, name: str, *options) -> None:
+    command = [sys.executable, ROOT / "train.py", "--data", folder / "data", "--output_dir", folder]
+    subprocess.run([*command, "--run_name", name, *options], check=True)
 
 
 def compare(run: Path, prompts_wanted: int, tokens: int, folder: Path) -> None:

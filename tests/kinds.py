@@ -1,6 +1,7 @@
 """Tiny models of each architecture with a tokenizer of the kind that it really has, all made here."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -33,16 +34,18 @@ ZEPHYR = (
 )
 
 
-def sentencepiece_like(extra: tuple[str, ...] = (), chat_template: str = ZEPHYR) -> PreTrainedTokenizerFast:
+def sentencepiece_like(
+    extra: tuple[str, ...] = (), chat_template: str = ZEPHYR, texts: Iterable[str] = TEXTS, vocabulary: int = 700
+) -> PreTrainedTokenizerFast:
     """Llama's kind: BPE over characters with a byte fallback, "▁" for spaces and before the text, BOS before all."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", "<s>", "</s>", *extra]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special + [f"<0x{i:02X}>" for i in range(256)], show_progress=False
+        vocab_size=vocabulary, special_tokens=special + [f"<0x{i:02X}>" for i in range(256)], show_progress=False
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no merge across words, as in Llama's
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     state = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
     # the bytes are pieces of the vocabulary, not special tokens
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["content"].startswith("<0x")]
