@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import math
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -288,8 +287,7 @@ def main(command: Command) -> int:
             moments = all_whole(runs.optimizer_tensors(model, optimizer), keep=ranks.is_main)
             if ranks.is_main:
                 with watch.paused():
-                    save_now = partial(save, weights=weights)
-                    newest = runs.save_checkpoint(run, save_now, moments, scaler, states, at_step)
+                    newest = runs.save_checkpoint(run, save, weights, moments, scaler, states, at_step)
                     runs.remove_old_checkpoints(run, newest, config.save_total_limit, config.load_best_model_at_end)
         if stopping and not last:
             print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")

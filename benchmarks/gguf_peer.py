@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def train_peers(folder: Path) -> list[Path]:
-    """The example catalogue learned from nothing: by pocket, by a Llama of its size with a tokenizer of Llama's kind, and
-    by a Qwen2 of its size with pocket's."""
+    """The example catalogue learned from nothing: by pocket, by a Llama of its size with a tokenizer of Llama's kind,
+    and by a Qwen2 of its size with pocket's."""
     prepare = [sys.executable, ROOT / "data_prep.py", ROOT / "examples" / "catalogue.json.gz"]
     subprocess.run([*prepare, "--output_dir", folder / "data"], check=True)
     train(folder, "gpt2", "--model", "pocket")

@@ -111,7 +111,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
             f"{folder} belongs to another base: it has {len(names)} layers, and its target_modules match {len(meant)}."
         )
     targets = tuple(t for t in listed if matching(model, (t,))) if same and isinstance(listed, list) else tuple(names)
-    wrap(model, lora_of(config, targets, folder))
+    lora = lora_of(config, targets, folder)
+    if any(tensors[PREFIX + name + SUFFIX_A].shape[:1] != (lora.r,) for name in names):
+        raise ModelUnavailable(f"{folder} is damaged: its weights have not the rank of its {CONFIG}, {lora.r}.")
+    wrap(model, lora)
     with torch.no_grad():
         for name, layer in lora_layers(model).items():
             for parameter, suffix in ((layer.lora_A, SUFFIX_A), (layer.lora_B, SUFFIX_B)):
@@ -132,7 +135,7 @@ def lora_of(config: dict, targets: tuple[str, ...], folder: Path) -> Lora:
 def read_adapter_config(folder: Path) -> dict:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ModelUnavailable(f"{folder / CONFIG} is missing or damaged.") from None
     if not isinstance(config, dict):
         raise ModelUnavailable(f"{folder / CONFIG} is damaged.")

@@ -247,20 +247,21 @@ class Counters:
 
 def save_checkpoint(
     run: Path,
-    save_model: Callable[[Path], None],
+    save_model: Callable[[Path, dict[str, torch.Tensor]], None],
+    weights: dict[str, torch.Tensor],
     optimizer_state: dict[str, torch.Tensor],
     scaler: torch.amp.GradScaler,
     random_states: list[dict[str, torch.Tensor]],
     counters: Counters,
 ) -> Path:
-    """checkpoint-<step> of a run, whole or not at all; returns it. `random_states` has one entry for each rank.
+    """checkpoint-<step> of a run, whole or not at all; returns it. `save_model(folder, weights)` writes the model, and
+    `random_states` has one entry for each rank.
 
     Raises `DiskFull`, before anything is written if it can be foreseen.
     """
-    weights = sum(v.nbytes for name, v in optimizer_state.items() if name.startswith("exp_avg."))
-    check_free_space(run, weights + sum(value.nbytes for value in optimizer_state.values()))
+    check_free_space(run, sum(value.nbytes for value in (*weights.values(), *optimizer_state.values())))
     with whole_folder(run / f"checkpoint-{counters.step}") as folder:
-        save_model(folder)
+        save_model(folder, weights)
         save_training_state(folder, optimizer_state, random_states, scaler, counters)
     return run / f"checkpoint-{counters.step}"
 

@@ -7,10 +7,14 @@ import shutil
 from contextlib import suppress
 
 import pytest
-from conftest import stopped_at
+from conftest import stopped_at, tiny_gpt2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model.adapter import adapter_base, load_adapter, save_adapter
+from model.errors import ModelUnavailable, UnsupportedModel
+from model.load import weights_to_save
+from model.lora import Lora, unwrap, wrap
 from run.checkpoint import DamagedCheckpoint, read_run, verify, whole_folder
 from run.cli import UsageError
 from run.config import from_json, read_recipe
@@ -67,6 +71,48 @@ def test_any_saved_options_are_read_or_refused(values):
         from_json(values, "run")
     except UsageError as error:
         assert error.exit_code == 2
+
+
+ADAPTER_KEYS = ["peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "init_lora_weights"]
+ADAPTER_KEYS += ["use_dora", "exclude_modules", "layers_to_transform", "base_model_name_or_path"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("adapter"), tiny_gpt2()
+    wrap(model, Lora())
+    save_adapter(model, folder, weights_to_save(model))
+    unwrap(model)
+    return folder, model, json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    values=st.dictionaries(st.sampled_from(ADAPTER_KEYS), JSON, min_size=1, max_size=2), content=st.none() | CONTENTS
+)
+def test_any_adapter_is_read_or_refused(adapter, values, content):
+    """Some keys of its configuration are anything, or the whole file is."""
+    folder, model, config = adapter
+    text = json.dumps(config | values).encode() if content is None else content
+    (folder / "adapter_config.json").write_bytes(text)
+    try:
+        adapter_base(folder)
+        load_adapter(model, folder)
+    except (ModelUnavailable, UnsupportedModel) as error:
+        assert str(folder) in str(error)
+    unwrap(model)
+
+
+@settings(max_examples=40, deadline=None)
+@given(content=CONTENTS)
+def test_any_weights_of_an_adapter_are_read_or_refused(adapter, content):
+    folder, model, config = adapter
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    whole = (folder / "adapter_model.safetensors").read_bytes()
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises((ModelUnavailable, UnsupportedModel)):
+        load_adapter(model, folder)
+    (folder / "adapter_model.safetensors").write_bytes(whole)
 
 
 class Malicious:
