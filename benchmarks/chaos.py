@@ -3,10 +3,11 @@
     python benchmarks/chaos.py                  50 runs that are killed, 24 checkpoints that are damaged
     python benchmarks/chaos.py --runs 5 --damages 4 --seed 7
 
-Every run is the same tiny GPT-2 with dropout, over an epoch border, saved after each second step. A run is killed with
-SIGKILL after a random time, inside saves included, and resumed, once or twice, then left to finish. It has to end
-with bitwise the weights, AdamW state, random state and logged losses of the run that nobody disturbed; after each
-kill every folder that bears a checkpoint's name has to be whole.
+The runs are by turns a full fine-tune of a tiny GPT-2, LoRA beside it, and LoRA beside a tiny Llama in 4-bit; all with
+dropout, over an epoch border, saved after each second step. A run is killed with SIGKILL after a random time, inside
+saves included, and resumed, once or twice, then left to finish. It has to end with bitwise the weights, AdamW state,
+random state and logged losses of the run of its kind that nobody disturbed; after each kill every folder that bears a
+checkpoint's name has to be whole.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import cycle
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -26,25 +28,35 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from run.checkpoint import OPTIMIZER, DamagedCheckpoint, checkpoints_of, verify
 from run.log import read_metrics
 from text.bpe import train_bpe
 
 STEPS = 14
+KINDS = {
+    "full": ("--model", "gpt2", "--dropout", 0.1),
+    "lora": ("--model", "gpt2", "--dropout", 0.1, "--lora", "--lora_dropout", 0.1),
+    "4bit": ("--model", "llama", "--lora", "--lora_dropout", 0.1, "--load_in_4bit"),
+}
 
 
 def make_inputs(folder: Path) -> None:
-    """A GPT-2 of 60 k parameters and 19 invented records: with 2 a step, an epoch is 10 steps, the last of one."""
+    """A GPT-2 and a Llama of some 60 k parameters, and 19 invented records: with 2 a step, an epoch is 10 steps, the
+    last of one."""
     records = [
         {"uid": f"U{i}", "title": f"Mug {i}", "content": f"Mug number {i} is blue. " * (1 + i % 4)} for i in range(19)
     ]
     tokenizer = train_bpe((r["title"] + r["content"] + "Question: Answer:" for r in records), vocab_size=300)
     torch.manual_seed(0)
     shape = {"n_positions": 128, "n_embd": 48, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "gpt2")
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "llama")
+    for name in ("gpt2", "llama"):
+        tokenizer.save_pretrained(folder / name)
     (folder / "data").mkdir()
     for split, part in (("train", records), ("val", records[:2]), ("test", records[:2])):
         text = "".join(json.dumps(record) + "\n" for record in part)
@@ -58,18 +70,20 @@ def start(folder: Path, *args) -> subprocess.Popen:
 
 
 def start_run(folder: Path, name: str) -> subprocess.Popen:
-    options = {"model": "model", "data": "data", "output_dir": "runs", "run_name": name, "device": "cpu"}
-    options |= {"max_steps": STEPS, "batch_size": 2, "dropout": 0.1, "lr": 0.01, "max_length": 64}
+    """The kind of a run is the first word of its name."""
+    options = {"data": "data", "output_dir": "runs", "run_name": name, "device": "cpu"}
+    options |= {"max_steps": STEPS, "batch_size": 2, "lr": 0.01, "max_length": 64}
     options |= {"save_steps": 2, "save_total_limit": 2, "eval_steps": 4, "logging_steps": 1}
-    return start(folder, *(text for name, value in options.items() for text in (f"--{name}", value)))
+    common = (text for name, value in options.items() for text in (f"--{name}", value))
+    return start(folder, *common, *KINDS[name.split("-")[0]])
 
 
 def outcome(run: Path) -> dict:
     """What has to be equal, bit by bit."""
-    files = [run / "final" / "model.safetensors", *sorted((run / f"checkpoint-{STEPS}").glob("*.safetensors"))]
+    files = sorted(file for name in ("final", f"checkpoint-{STEPS}") for file in (run / name).glob("*.safetensors"))
     logged = ("step", "loss", "grad_norm", "learning_rate", "val_loss")
     return {
-        "tensors": {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()},
+        "tensors": {f"{file.parent.name} {file.name} {n}": t for file in files for n, t in load_file(file).items()},
         "log": [[entry.get(key) for key in logged] for entry in read_metrics(run / "metrics.jsonl")],
     }
 
@@ -142,20 +156,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_inputs(folder)
-        begun = time.perf_counter()
-        if start_run(folder, "undisturbed").wait():
-            raise SystemExit("The undisturbed run failed.")
-        seconds = time.perf_counter() - begun
-        expected = outcome(folder / "runs" / "undisturbed")
+        seconds, expected = {}, {}
+        for kind in KINDS:
+            begun = time.perf_counter()
+            if start_run(folder, f"{kind}-undisturbed").wait():
+                raise SystemExit(f"The undisturbed run of {kind} failed.")
+            seconds[kind] = time.perf_counter() - begun
+            expected[kind] = outcome(folder / "runs" / f"{kind}-undisturbed")
 
         same, seen = 0, Counter()
-        for i in range(options.runs):
-            seen += kill_and_resume(folder, f"killed-{i}", seconds, chance)
-            same += equal(expected, outcome(folder / "runs" / f"killed-{i}"))
+        for i, kind in zip(range(options.runs), cycle(KINDS), strict=False):
+            seen += kill_and_resume(folder, f"{kind}-{i}", seconds[kind], chance)
+            same += equal(expected[kind], outcome(folder / "runs" / f"{kind}-{i}"))
             print(f"{i + 1} runs, {dict(seen)}: {same} bitwise equal", flush=True)
 
         stopped = folder / "runs" / "stopped"
-        shutil.copytree(folder / "runs" / "undisturbed", stopped)
+        shutil.copytree(folder / "runs" / "full-undisturbed", stopped)
         shutil.rmtree(stopped / "final")
         assert (checkpoints_of(stopped)[-1] / OPTIMIZER).exists()
         good = 0

@@ -49,7 +49,7 @@ def test_train_resume_generate_export_reload(tmp_path, data, train, capsys, kind
     more = ("--load_in_4bit",) if four_bit else ()
     runs = tmp_path / "runs"
     parts = runs / "parts"
-    options = ("--model", base, "--max_steps", 4, *STEPS, *more)
+    options = ("--model", base, "--max_steps", 4, *STEPS, "--lora_dropout", 0.1, *more)
     assert train("--run_name", "whole", *options) == 0
     with stopped_at(2):
         assert train("--run_name", "parts", *options) == INTERRUPTED
