@@ -85,13 +85,20 @@ def main(command: Command) -> int:
     if weights or name != models.POCKET:
         model = models.load_model(weights or name, config.dropout, config.load_in_4bit, machine.dtype)
         tokenizer = models.load_tokenizer(weights or name)
-        template = load_template(weights) if weights else choose_template(config.template, config.language, tokenizer)
+        template = choose_template(config.template, config.language, tokenizer)
     else:
         template = choose_template(config.template, config.language)
         some = islice(train_file, 50_000)
         texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
         tokenizer = train_bpe(texts, models.POCKET_VOCABULARY)
         model = models.pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
+    if run:
+        named, template = template, load_template(run)
+        if "template" in command.given and named != template:
+            raise UsageError(f"{run} is trained with another {config.template} than the one that is there now.")
+    base_weights = models.fingerprint(model)
+    if run and (config.lora or not checkpoint) and saved["base_weights"] != base_weights:
+        raise UsageError(f"{run} was trained from other weights than those that {name} has now: bring them back.")
     models.check_window(model.config, config.max_length, name)
     if config.lora and not checkpoint:
         targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
@@ -137,6 +144,8 @@ def main(command: Command) -> int:
     records_per_step = config.records_per_step * (saved["ranks"] if run else ranks.size)
     epoch_steps = steps_per_epoch(len(train_file), records_per_step)
     total_steps = config.max_steps or math.ceil(config.num_train_epochs * epoch_steps)
+    if checkpoint and runs.step_of(checkpoint) > total_steps:
+        raise UsageError(f"{checkpoint} is past step {total_steps} already: name more --max_steps or --epochs.")
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     val_records = [val_file[i] for i in range(min(len(val_file), config.max_eval_samples))]
     val_rows = ranks.share(encoder.rows(val_records))
@@ -194,13 +203,15 @@ def main(command: Command) -> int:
         before = dict(zip(titles, describe(titles), strict=True))
         first = weights_now() if name == models.POCKET else None
         base = "base" if name == models.POCKET else str(Path(name).resolve()) if Path(name).is_dir() else name
-        saved = {"options": to_json(config), "base_model": base, "versions": runs.versions(), "data": fingerprints}
+        saved = {"options": to_json(config), "base_model": base, "base_weights": base_weights, "ranks": ranks.size}
+        saved |= {"versions": runs.versions(), "data": fingerprints}
         if ranks.is_main:
             if first:
                 with runs.whole_folder(run / "base") as folder:
                     save(folder, first)
+            template.save(run)
             runs.write_json(run / "before.json", before)  # the options last: with them it is a run that can be resumed
-            runs.write_json(run / "train_config.json", saved | {"ranks": ranks.size})
+            runs.write_json(run / "train_config.json", saved)
 
     # ---- resume: weights came with the model; optimizer, scaler, random state and counters come here
     runs.seed_random_state(config.seed + ranks.rank)
@@ -208,6 +219,8 @@ def main(command: Command) -> int:
     done = at.step
     sums = torch.tensor([at.loss_sum, at.supervised], dtype=torch.float64, device=device)
     finite = FiniteCheck(run, config.max_skipped_steps, at.skipped_steps, at.skipped_in_a_row)
+    if checkpoint and ranks.is_main:
+        runs.go_back_to(run, checkpoint)
     metrics = MetricsFile(run / "metrics.jsonl", resumed_at=done) if ranks.is_main else None
     steps = records_of_steps(train_file, records_per_step, config.seed, done, total_steps)
     steps = with_questions(steps, template.questions, config.question_share, config.seed, done)
@@ -282,19 +295,22 @@ def main(command: Command) -> int:
             sums.zero_()
         if done % config.save_steps == 0 or last or stopping:
             finite.settle()
+        if (done % config.save_steps == 0 and not finite.in_a_row) or last or stopping:  # not among skipped steps
             at_step = runs.Counters(done, *sums.tolist(), finite.skipped, finite.in_a_row, micro_batch_tokens)
-            weights, states = weights_now(), ranks.gather(runs.random_state())
+            own = runs.random_state() | {"micro_batch_tokens": torch.tensor(micro_batch_tokens)}
+            weights, states = weights_now(), ranks.gather(own)
             moments = all_whole(runs.optimizer_tensors(model, optimizer), keep=ranks.is_main)
             if ranks.is_main:
                 with watch.paused():
                     newest = runs.save_checkpoint(run, save, weights, moments, scaler, states, at_step)
                     runs.remove_old_checkpoints(run, newest, config.save_total_limit, config.load_best_model_at_end)
         if stopping and not last:
-            print(f"Saved step {done} of {total_steps}. Go on with: python train.py --resume {run}")
+            print(f"Saved step {done} of {total_steps}. Go on with: {ranks.command} train.py --resume {run}")
             return INTERRUPTED
 
     # ---- end: the finished model, and three held-out titles before and after
-    best = ranks.from_main(lambda: runs.best_checkpoint(run)) if config.load_best_model_at_end else None
+    stop.over()
+    best = ranks.from_main(lambda: runs.best_whole_checkpoint(run)) if config.load_best_model_at_end else None
     if best:
         lowest = models.load_model(best, four_bit=config.load_in_4bit).parameters()
         for weight, its_best in zip(trained, (p for p in lowest if p.requires_grad), strict=True):

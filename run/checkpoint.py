@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,6 +82,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         put_in_place(temporary, path)
     except Exception as error:
         if not is_disk_full(error):
+            if number := re.search(
+                r"os error (\d+)", str(error)
+            ):  # a compiled writer's, as text: any trouble of a disk
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
         raise DiskFull(
             f"{path}: the disk is full, and this was not saved. What was saved before is whole. "
@@ -190,6 +194,7 @@ def write_json(path: Path, value) -> None:
         temporary.write_text(json_text(value), encoding="utf-8", newline="\n")
         sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -311,8 +316,12 @@ def load_training_state(
         counters = Counters(**{f.name: f.type(state["counters"][f.name]) for f in fields(Counters)})
         named = {name: value.clone() for name, value in load_file(folder / RANDOM).items()}
         mine = {name.removesuffix(f".{rank}"): v for name, v in named.items() if name.endswith(f".{rank}")}
-        if mine:  # else this run has more ranks than the one that saved
+        if mine:
             set_random_state(mine)
+            if "micro_batch_tokens" in mine:  # of this rank: after an out-of-memory error it may have its own
+                counters = replace(counters, micro_batch_tokens=int(mine["micro_batch_tokens"]))
+        else:  # this run has more ranks than the one that saved
+            seed_random_state(torch.initial_seed() + 1000 * counters.step)
         if (folder / OPTIMIZER).exists():
             load_moments(load_file(folder / OPTIMIZER), model, optimizer)
         else:
@@ -366,6 +375,7 @@ def new_run(output_dir: Path, name: str | None, model_name: str) -> Path:
     if (run / CONFIG).exists():
         raise UsageError(f"{run} exists. Go on with it (--resume {run}), or choose another --run_name.")
     run.mkdir(parents=True, exist_ok=True)
+    sync(run.parent)
     return run
 
 
@@ -379,7 +389,7 @@ def check_data(run: Path, saved: dict[str, str], now: dict[str, str], folder: Pa
 def read_run(run: Path) -> dict:
     """train_config.json. Raises `DamagedCheckpoint` when it is not what a run writes."""
     saved = read_json(run / CONFIG)
-    wanted = {"options": dict, "base_model": str, "versions": dict, "data": dict, "ranks": int}
+    wanted = {"options": dict, "base_model": str, "base_weights": str, "versions": dict, "data": dict, "ranks": int}
     for key, kind in wanted.items():
         if not isinstance(saved, dict) or not isinstance(saved.get(key), kind):
             raise DamagedCheckpoint(f"{run / CONFIG} is damaged: it has no {key}.")
@@ -449,9 +459,34 @@ def step_of(checkpoint: Path) -> int:
 
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss in metrics.jsonl; None when none was validated."""
-    losses = {entry["step"]: entry["val_loss"] for entry in read_metrics(run / "metrics.jsonl") if "val_loss" in entry}
+    return next(iter(best_checkpoints(run)), None)
+
+
+def best_whole_checkpoint(run: Path) -> Path | None:
+    """The same, of those whose files are what was saved; says which are not."""
+    for checkpoint in best_checkpoints(run):
+        try:
+            verify(checkpoint)
+            return checkpoint
+        except DamagedCheckpoint as error:
+            print(f"{error} Its validation loss was the lowest; taking the next.", file=sys.stderr)
+    return None
+
+
+def best_checkpoints(run: Path) -> list[Path]:
+    """Those that were validated, the lowest loss first."""
+    entries = read_metrics(run / "metrics.jsonl")
+    losses = {entry["step"]: entry["val_loss"] for entry in entries if entry.get("val_loss") is not None}
     validated = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) in losses]
-    return min(validated, key=lambda checkpoint: losses[step_of(checkpoint)], default=None)
+    return sorted(validated, key=lambda checkpoint: losses[step_of(checkpoint)])
+
+
+def go_back_to(run: Path, checkpoint: Path) -> None:
+    """Remove the checkpoints of later steps: those steps are done again, and the log no longer has them."""
+    for later in checkpoints_of(run):
+        if step_of(later) > step_of(checkpoint):
+            print(f"{later.name} goes: the run continues from step {step_of(checkpoint)}.", file=sys.stderr)
+            remove_folder(later)
 
 
 def weights_of(run: Path) -> Path:

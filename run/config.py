@@ -233,8 +233,11 @@ def from_json(values: dict, where: str) -> TrainConfig:
 def resumed(saved: dict, given: dict, where: str) -> TrainConfig:
     """A run's own options, and on top what the user named now. Raises `UsageError` naming what cannot be changed."""
     config = from_json(saved, where)
+    if "num_train_epochs" in given and config.max_steps and "max_steps" not in given:
+        raise UsageError(f"{where} has --max_steps {config.max_steps}, which counts more: name another --max_steps.")
     for name, value in given.items():
-        if name not in CHANGEABLE and value != getattr(config, name):
+        same_folder = name == "model_name_or_path" and Path(value).resolve() == Path(getattr(config, name)).resolve()
+        if name not in CHANGEABLE and not same_folder and value != getattr(config, name):
             raise UsageError(
                 f"{where} is trained with --{name} {getattr(config, name)}, and you named {value}: that would be "
                 "another run. Leave the option out, or start a new run without --resume."

@@ -9,7 +9,7 @@ from run.checkpoint import checkpoints_of
 
 
 class NonFiniteLoss(RuntimeError):
-    """Too many steps in a row whose loss or gradient is not finite. The message names the first of them."""
+    """Too many steps in a row whose loss or gradient is not finite. The message names the last of them."""
 
     exit_code = 5
 
@@ -60,10 +60,10 @@ class FiniteCheck:
             return
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.limit:
-            newest = next(reversed(checkpoints_of(self.run)), None)
-            back = f"python train.py --resume {newest}" if newest else "a new run: there is no checkpoint yet"
+            newest = next(reversed(checkpoints_of(self.run)), None)  # from before: none is saved among skipped steps
+            back = f"--model {newest}" if newest else "from the beginning: there is no checkpoint yet"
             raise NonFiniteLoss(
                 f"The loss or its gradient was not finite in {self.in_a_row} steps in a row, up to step {step} "
                 f"(records {', '.join(uids[:16])}{', ...' if len(uids) > 16 else ''}). None of them changed the "
-                f"weights. Look at these records and lower the learning rate; to go back: {back}"
+                f"weights. Take such records out of the data, or begin a new run with a lower --learning_rate: {back}"
             )

@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from run.checkpoint import clear_leftovers
 from run.cli import UsageError
@@ -23,28 +24,26 @@ class RunLock:
     """
 
     def __init__(self, run: Path):
-        path = run / FILE_NAME
         me = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname()}
-        for _ in range(2):
-            try:
-                with path.open("x", encoding="utf-8") as file:
-                    json.dump(me, file)
-                self._release = weakref.finalize(self, release, path, me)
-                clear_leftovers(run)
-                return
-            except FileExistsError:
-                holder = read_holder(path)
-            if holder is not None and holder["host"] != me["host"]:
-                raise UsageError(
-                    f"{run} is in use by process {holder['pid']} of the machine {holder['host']}. "
-                    f"If nothing runs there any more, delete {path}."
-                )
-            if holder is not None and holder["pid"] != me["pid"] and is_alive(holder):
-                raise UsageError(
-                    f"Process {holder['pid']} is training into {run}. Stop it first, or choose another --run_name."
-                )
-            path.unlink(missing_ok=True)
-        raise UsageError(f"Another process has just begun to train into {run}.")
+        path = run / FILE_NAME
+        with FileLock(run.parent / ".lock"):  # for a moment only: two processes must not take over a stale lock at once
+            refuse_if_held(run, read_holder(path), me)
+            path.write_text(json.dumps(me), encoding="utf-8")
+        self._release = weakref.finalize(self, release, path, me)
+        clear_leftovers(run)
+
+
+def refuse_if_held(run: Path, holder: dict | None, me: dict) -> None:
+    """Raises `UsageError` when `holder` is somebody else who lives, or who cannot be asked."""
+    if holder is not None and holder["host"] != me["host"]:
+        raise UsageError(
+            f"{run} is in use by process {holder['pid']} of the machine {holder['host']}. "
+            f"If nothing runs there any more, delete {run / FILE_NAME}."
+        )
+    if holder is not None and holder["pid"] != me["pid"] and is_alive(holder):
+        raise UsageError(
+            f"Process {holder['pid']} is training into {run}. Stop it first, or choose another --run_name."
+        )
 
 
 def release(path: Path, me: dict) -> None:

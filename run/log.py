@@ -125,7 +125,10 @@ class MetricsFile:
         if path.exists():
             kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_at]
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8", newline="\n")
+            with temporary.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in kept)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
@@ -150,4 +153,4 @@ def _entry(line: str) -> dict | None:
         return None
     if not isinstance(entry, dict) or type(entry.get("step")) is not int:
         return None
-    return entry if isinstance(entry.get("val_loss", 0.0), int | float) else None
+    return entry if isinstance(entry.get("val_loss"), int | float | None) else None

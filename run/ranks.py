@@ -59,6 +59,11 @@ class Ranks:
     sharded: bool = False  # each rank has only a part of the model (run/shard.py): all compute in step with one another
 
     @property
+    def command(self) -> str:
+        """What starts as many processes again."""
+        return "python" if self.size == 1 else f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
+
+    @property
     def is_main(self) -> bool:
         """Rank 0 writes and speaks."""
         return self.rank == 0

@@ -72,7 +72,7 @@ def all_whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 def placed_like(value: Tensor, parameter: Tensor) -> Tensor:
     """A copy of a whole tensor, where and as `parameter` is: on its device, and divided as it is."""
-    value = value.to(parameter.device, copy=True)
+    value = value.detach().to(parameter.device, copy=True)
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value

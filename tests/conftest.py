@@ -153,6 +153,9 @@ def stopped_at(step: int):
             self.asked_before += 1
             return self.asked_before >= step
 
+        def over(self) -> None:
+            pass
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "StopRequest", StopRequest)
         yield

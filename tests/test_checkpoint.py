@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -301,6 +302,36 @@ def test_a_stale_lock_is_taken_over_and_its_leftovers_go(tmp_path, change):
     _lock = RunLock(tmp_path)
     assert read_holder(tmp_path / "lock.json")["pid"] == os.getpid()
     assert {path.name for path in tmp_path.iterdir()} == {"lock.json"}
+
+
+def test_of_two_that_take_over_a_stale_lock_one_has_it(tmp_path):
+    """Both at the same moment, many times: it was one round in sixty in which both did."""
+    stale = json.dumps({"pid": 2**22 + 1, "started": 5.0, "host": socket.gethostname()})
+    code = """if True:
+        import sys; from pathlib import Path; from run.cli import UsageError; from run.lock import RunLock
+        run, held = Path(sys.argv[1]), None
+        for line in sys.stdin:
+            held = None
+            sys.stdin.readline()
+            try:
+                held = RunLock(run)
+            except UsageError:
+                pass
+            print(held is not None, flush=True)
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "encoding": "utf-8"}
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], **pipes) for _ in range(2)]
+    (tmp_path / "run").mkdir()
+    for _ in range(40):
+        for text in ("let go\n", "take\n"):
+            if text == "take\n":
+                (tmp_path / "run" / "lock.json").write_text(stale, encoding="utf-8")
+            for process in both:
+                process.stdin.write(text)
+                process.stdin.flush()
+        assert sorted(process.stdout.readline() for process in both) == ["False\n", "True\n"]
+    for process in both:
+        process.communicate()
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path):

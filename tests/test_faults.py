@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import RECORDS, logged, stopped_at, write_data
 from kinds import folder_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from run.checkpoint import DamagedCheckpoint, DiskFull, checkpoints_of, seed_random_state, verify
 from run.cli import INTERRUPTED, UsageError
 from run.finite import FiniteCheck, NonFiniteLoss
+from text.template import load_template
 
 COMMON = ("--per_device_train_batch_size", 2, "--micro_batch_tokens", 60, "--logging_steps", 1, "--max_eval_samples", 2)
 
@@ -141,10 +142,10 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, dat
 
 
 @pytest.mark.parametrize("more", [(), ("--lora",), ("--lora", "--load_in_4bit")], ids=["full", "lora", "lora-4bit"])
-def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, train, monkeypatch, more):
+def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, train, monkeypatch, capsys, more):
     import train as script
 
-    losses = iter([3.0, 1.0, 2.0])
+    losses = iter([3.0, 1.0, 2.0, 2.0])
     monkeypatch.setattr(script, "mean_loss", lambda *args: next(losses))
     options = ("--save_steps", 2, "--eval_steps", 2, "--load_best_model_at_end", "--max_steps", 6)
     model = folder_of("qwen2", tmp_path / "base")
@@ -155,6 +156,12 @@ def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, train, monk
     best, newest, final = (load_file(run / name / weights) for name in ("checkpoint-4", "checkpoint-6", "final"))
     assert all(torch.equal(best[name], final[name]) for name in best)
     assert not all(torch.equal(newest[name], final[name]) for name in best)
+    damaged = run / "checkpoint-4" / weights
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert train("--resume", run) == 0
+    assert "checkpoint-4" in capsys.readouterr().err
+    final = load_file(run / "final" / weights)
+    assert all(torch.equal(newest[name], final[name]) for name in newest)
 
 
 # -- another model, template, data, option ----------------------------------------------------------------------------
@@ -187,6 +194,67 @@ def test_other_data_is_refused(run, train, data):
     write_data(data, RECORDS[:-1])
     with pytest.raises(UsageError, match="another train.jsonl"):
         train("--resume", run)
+
+
+def test_a_correction_in_the_middle_of_the_data_is_seen(run, train, data):
+    text = (data / "train.jsonl").read_text(encoding="utf-8")
+    (data / "train.jsonl").write_text(text.replace("blue", "grey"), encoding="utf-8")
+    assert text.count("blue") and len(text.encode()) == (data / "train.jsonl").stat().st_size
+    with pytest.raises(UsageError, match="another train.jsonl"):
+        train("--resume", run)
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["with a checkpoint", "before the first"])
+def test_a_template_that_was_edited_is_refused_and_the_runs_own_goes_on(tmp_path, data, gpt2_folder, train, saved):
+    file = tmp_path / "mine.toml"
+    file.write_text('prompt = "A {title}"\nanswer = " {content}"\n', encoding="utf-8")
+    with stopped_at(2):
+        train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 3, "--template", file, *COMMON)
+    run = tmp_path / "runs" / "a"
+    if not saved:
+        shutil.rmtree(run / "checkpoint-2")
+    file.write_text('prompt = "B {title}"\nanswer = " {content}"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="another .*mine.toml"):
+        train("--resume", run, "--template", file)
+    assert train("--resume", run) == 0
+    assert load_template(run / "final").prompt == "A {title}"
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "before the first checkpoint"])
+def test_a_base_that_was_changed_is_refused(tmp_path, data, train, lora):
+    base = folder_of("qwen2", tmp_path / "base")
+    with stopped_at(2):
+        more = ("--lora",) if lora else ()
+        train("--model", base, "--run_name", "a", "--max_steps", 3, *COMMON, *more)
+    run = tmp_path / "runs" / "a"
+    if not lora:
+        shutil.rmtree(run / "checkpoint-2")
+    weights = load_file(base / "model.safetensors")
+    changed = {name: value * 1.01 if "mlp" in name else value for name, value in weights.items()}
+    save_file(changed, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="other weights"):
+        train("--resume", run)
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    assert train("--resume", run) == 0
+
+
+def test_whoever_goes_back_to_a_checkpoint_leaves_the_later_ones(run, train, capsys):
+    assert train("--resume", run, "--save_steps", 1, "--save_total_limit", 9) == 0
+    shutil.rmtree(run / "final")
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
+    with stopped_at(1):
+        assert train("--resume", run / "checkpoint-2", "--save_total_limit", 9) == INTERRUPTED
+    assert "checkpoint-4 goes" in capsys.readouterr().err
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-2", "checkpoint-3"]
+    assert train("--resume", run) == 0
+    assert [entry["step"] for entry in logged(run)] == [1, 2, 3, 4]
+
+
+def test_what_a_resumed_run_cannot_do_is_said(run, train):
+    with pytest.raises(UsageError, match="past step 1"):
+        train("--resume", run, "--max_steps", 1)
+    with pytest.raises(UsageError, match="max_steps"):
+        train("--resume", run, "--epochs", 50)
 
 
 def test_another_model_or_template_in_the_checkpoint_is_refused(run, train, gpt2_folder):
@@ -227,16 +295,17 @@ def poisoned(monkeypatch, steps, what=float("nan")):
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path, data, gpt2_folder, train, monkeypatch, what):
     options = ("--model", gpt2_folder, "--run_name", "a", "--max_steps", 5, "--save_steps", 1, "--save_total_limit", 9)
     options += (*COMMON, "--micro_batch_tokens", 4096)
-    poisoned(monkeypatch, {3}, what)
+    poisoned(monkeypatch, {3, 5}, what)
     assert train(*options) == 0
     run = tmp_path / "runs" / "a"
-    before, after, later = (load_file(run / f"checkpoint-{i}" / "model.safetensors") for i in (2, 3, 4))
+    assert [path.name for path in checkpoints_of(run)] == [f"checkpoint-{i}" for i in (1, 2, 4, 5)]
+    earlier, before, after = (load_file(run / f"checkpoint-{i}" / "model.safetensors") for i in (2, 4, 5))
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not all(torch.equal(after[name], later[name]) for name in before)
+    assert not all(torch.equal(earlier[name], before[name]) for name in before)
     assert all(value.isfinite().all() for value in load_file(run / "final" / "model.safetensors").values())
     entries = logged(run)
-    assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 1, 1]
-    assert [entry["loss"] is None for entry in entries] == [False, False, True, False, False]
+    assert [entry["skipped_steps"] for entry in entries] == [0, 0, 1, 1, 2]
+    assert [entry["loss"] is None for entry in entries] == [False, False, True, False, True]
 
 
 def test_too_many_in_a_row_end_it_with_the_step_the_records_and_the_way_back(
@@ -247,7 +316,7 @@ def test_too_many_in_a_row_end_it_with_the_step_the_records_and_the_way_back(
     with pytest.raises(NonFiniteLoss) as error:
         train(*options, "--micro_batch_tokens", 4096, "--max_skipped_steps", 3)
     assert error.value.exit_code == 5
-    assert "step 5 (records U" in str(error.value) and "checkpoint-4" in str(error.value)
+    assert "step 5 (records U" in str(error.value) and "checkpoint-2" in str(error.value)
 
 
 def test_an_overflow_of_fp16_is_skipped_counted_and_lowers_the_scale():

@@ -117,7 +117,8 @@ def test_what_one_process_began_goes_on_sharded(alone, more):
     assert run_train(*common, "--run_name", f"alone-{kind}", *steps) == 0
     with stopped_at(3):
         assert run_train(*common, "--run_name", f"begun-{kind}", *steps) == INTERRUPTED
-    process = torchrun(2, "--resume", folder / f"begun-{kind}", "--shard")
+    best = ("--load_best_model_at_end", "--save_steps", 2, "--eval_steps", 2)  # its weights are divided again
+    process = torchrun(2, "--resume", folder / f"begun-{kind}", "--shard", *best)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert_equal_runs(folder / f"alone-{kind}", folder / f"begun-{kind}")

@@ -23,6 +23,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path, data, gpt2_folder, train, c
         "train_config.json",
         "metrics.jsonl",
         "before.json",
+        "template.json",
         "checkpoint-6",
         "final",
     }
@@ -39,7 +40,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path, data, gpt2_folder, train, c
 
 def test_no_file_of_a_run_is_a_pickle(tmp_path, data, gpt2_folder, train):
     train("--model", gpt2_folder, "--run_name", "a", *QUICK)
-    endings = {path.suffix for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    endings = {path.suffix for path in (tmp_path / "runs" / "a").rglob("*") if path.is_file()}
     assert endings <= {".json", ".jsonl", ".safetensors", ".jinja"}
 
 
