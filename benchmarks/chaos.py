@@ -33,6 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from run.checkpoint import OPTIMIZER, DamagedCheckpoint, checkpoints_of, verify
 from run.log import read_metrics
 from text.bpe import train_bpe
+from text.template import QA
 
 STEPS = 14
 KINDS = {
@@ -48,7 +49,7 @@ def make_inputs(folder: Path) -> None:
     records = [
         {"uid": f"U{i}", "title": f"Mug {i}", "content": f"Mug number {i} is blue. " * (1 + i % 4)} for i in range(19)
     ]
-    tokenizer = train_bpe((r["title"] + r["content"] + "Question: Answer:" for r in records), vocab_size=300)
+    tokenizer = train_bpe((QA.prompt_for(r["title"]) + r["content"] for r in records), vocab_size=400)
     torch.manual_seed(0)
     shape = {"n_positions": 128, "n_embd": 48, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder / "gpt2")
@@ -72,7 +73,7 @@ def start(folder: Path, *args) -> subprocess.Popen:
 def start_run(folder: Path, name: str) -> subprocess.Popen:
     """The kind of a run is the first word of its name."""
     options = {"data": "data", "output_dir": "runs", "run_name": name, "device": "cpu"}
-    options |= {"max_steps": STEPS, "batch_size": 2, "lr": 0.01, "max_length": 64}
+    options |= {"max_steps": STEPS, "batch_size": 2, "lr": 0.01, "max_length": 128}
     options |= {"save_steps": 2, "save_total_limit": 2, "eval_steps": 4, "logging_steps": 1}
     common = (text for name, value in options.items() for text in (f"--{name}", value))
     return start(folder, *common, *KINDS[name.split("-")[0]])
