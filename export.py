@@ -54,7 +54,7 @@ from text.template import QA, Template, fit_tokenizer, load_template, opening_of
 # Largest difference of two logits, as a share of the largest logit, that rounding alone explains.
 ROUNDING = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2, "f32": 1e-5, "f16": 1e-2, "q8_0": 1e-1}
 
-GO_TEXT = {"{{": '{{ "{{" }}', '"': '{{ "\\"" }}'}  # what prints these in a template of Ollama
+GO_TEXT = {"{": '{{ "{" }}', '"': '{{ "\\"" }}'}  # what prints these in a template of Ollama
 
 
 class ExportDiffers(RuntimeError):
@@ -67,6 +67,8 @@ def main(options) -> int:
     source = options.adapter
     if source is None or not is_adapter(source):
         source = weights_of(find_run(options.run or options.adapter, options.output_dir))
+    if options.adapter and not is_adapter(source):
+        raise UsageError(f"{options.adapter} holds a whole model, not an adapter: use --run {options.adapter}.")
     to = options.to or source.parent / f"export-{options.format}"
     if to.exists():
         raise UsageError(f"{to} exists. Choose another folder with --to, or delete it.")
@@ -121,8 +123,8 @@ def main(options) -> int:
 def modelfile(template: Template, tokenizer) -> str:
     """How Ollama asks the model: the prompt of its training, and where an answer ends."""
     opening = tokenizer.decode(opening_of(tokenizer))  # llama.cpp adds it by itself
-    prompt = re.sub(r'\{\{|"', lambda mark: GO_TEXT[mark[0]], template.prompt.removeprefix(opening))
-    prompt = prompt.replace("{title}", "{{ .Prompt }}")
+    around = template.prompt.removeprefix(opening).split("{title}")
+    prompt = "{{ .Prompt }}".join(re.sub(r'[{"]', lambda mark: GO_TEXT[mark[0]], text) for text in around)
     stops = [tokenizer.eos_token, *template.stop]
     quoted = [stop.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for stop in stops]
     lines = ["FROM ./model.gguf", f'TEMPLATE """{prompt}{{{{ .Response }}}}"""']

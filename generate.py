@@ -94,8 +94,12 @@ def main(options) -> int:
     machine, adapters = pick_machine(options.device), [adapter_folder(name, options) for name in options.adapter or ()]
     if adapters:
         run, weights, source = run_around(adapters[0]), adapters[0], options.base or adapter_base(adapters[0])
-        if others := [folder for folder in adapters if not options.base and adapter_base(folder) != source]:
-            raise UsageError(f"{others[0]} belongs to {adapter_base(others[0])}, {weights} to {source}: not one base.")
+        bases = {Path(adapter_base(folder)).resolve(): folder for folder in adapters}
+        if len(bases) > 1 and not options.base:
+            belong = ", ".join(f"{folder} to {adapter_base(folder)}" for folder in bases.values())
+            raise UsageError(f"Not one base: {belong}. Name the one for all with --base.")
+        if len(adapters) > 1 and not sys.stdin.isatty():
+            raise UsageError("Several adapters are for the interactive loop; name one to answer titles from a pipe.")
     else:
         run = find_run(options.run, options.output_dir)
         weights = weights_of(run)
@@ -127,8 +131,6 @@ def main(options) -> int:
     if titles is None and sys.stdin.isatty():
         print(f"{source}  (/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
         return converse(model, encoder, sampling, copies, sources, adapters)
-    if len(adapters) > 1:
-        raise UsageError("Several adapters are for the interactive loop; name one to answer titles from a pipe.")
     if titles is None:
         titles = piped_titles()
     if not titles:

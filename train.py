@@ -24,7 +24,7 @@ from tqdm import tqdm
 from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
 from model.linear import use_onednn
-from model.lora import Lora, blocks_of, round_frozen, wrap
+from model.lora import Lora, blocks_of, lora_layers, round_frozen, wrap
 from model.loss import CHUNK_ROWS, check_flat_loss, mean_loss, summed_loss
 from model.sample import Sampling, generate
 from run import checkpoint as runs
@@ -64,7 +64,7 @@ def main(command: Command) -> int:
     name, reason = ranks.from_main(lambda: models.choose_model(config.model_name_or_path, device.type == "cuda"))
     if config.lora and name == models.POCKET:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
-    if config.shard and ranks.size == 1 and run is None:
+    if config.shard and ranks.size == 1 and (run is None or "shard" in command.given):
         raise UsageError("--shard divides the model among processes: torchrun --nproc_per_node=N train.py --shard ...")
     ranks = replace(ranks, sharded=config.shard and ranks.size > 1)
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == models.POCKET)
@@ -85,22 +85,23 @@ def main(command: Command) -> int:
     if weights or name != models.POCKET:
         model = models.load_model(weights or name, config.dropout, config.load_in_4bit, machine.dtype)
         tokenizer = models.load_tokenizer(weights or name)
-        template = choose_template(config.template, config.language, tokenizer)
+        template = load_template(run) if run else choose_template(config.template, config.language, tokenizer)
     else:
         template = choose_template(config.template, config.language)
         some = islice(train_file, 50_000)
         texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
         tokenizer = train_bpe(texts, models.POCKET_VOCABULARY)
         model = models.pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
-    if run:
-        named, template = template, load_template(run)
-        if "template" in command.given and named != template:
-            raise UsageError(f"{run} is trained with another {config.template} than the one that is there now.")
+    named_again = run and "template" in command.given and Path(config.template).is_file()
+    if named_again and choose_template(config.template) != template:
+        raise UsageError(f"{config.template} was edited since {run} began. Leave it out: the run has its own copy.")
+    if lora_layers(model) and not checkpoint and not config.lora:
+        raise UsageError(f"{name} is an adapter. Train it further with --lora, or merge it first: python export.py.")
     base_weights = models.fingerprint(model)
     if run and (config.lora or not checkpoint) and saved["base_weights"] != base_weights:
         raise UsageError(f"{run} was trained from other weights than those that {name} has now: bring them back.")
     models.check_window(model.config, config.max_length, name)
-    if config.lora and not checkpoint:
+    if config.lora and not lora_layers(model):
         targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
         lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
         wrap(model, lora, config.seed)

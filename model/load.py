@@ -231,7 +231,7 @@ def pocket_model(tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int,
     """A GPT-2 small enough for a CPU (2.4 M parameters), with first weights that only `seed` decides."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=max_length,
+        n_positions=max(max_length, 64),  # what it is tried on before it is trained has 48
         n_embd=192,
         n_layer=4,
         n_head=6,

@@ -53,7 +53,7 @@ def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
     records = batch.ids.split(batch.lengths)
     alone = sum(cross_entropy(model(r[None], use_cache=False).logits[0, :-1], r[1:], reduction="sum") for r in records)
     if not alone.isfinite():
-        raise UnsupportedModel(f"The weights of {name} are broken: their loss is not finite. Go back to earlier ones.")
+        raise UnsupportedModel(f"{name}: with these weights the loss is not finite. Choose another checkpoint.")
     with_another_first = replace(batch, ids=torch.cat([records[0].flip(0), *records[1:]]))
     right, before = False, model.config._attn_implementation
     try:

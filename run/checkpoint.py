@@ -81,11 +81,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             sync(entry)
         put_in_place(temporary, path)
     except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))  # of a compiled writer, which has it as text
+        if not is_disk_full(error) and number:
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         if not is_disk_full(error):
-            if number := re.search(
-                r"os error (\d+)", str(error)
-            ):  # a compiled writer's, as text: any trouble of a disk
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
         raise DiskFull(
             f"{path}: the disk is full, and this was not saved. What was saved before is whole. "
@@ -392,7 +391,7 @@ def read_run(run: Path) -> dict:
     wanted = {"options": dict, "base_model": str, "base_weights": str, "versions": dict, "data": dict, "ranks": int}
     for key, kind in wanted.items():
         if not isinstance(saved, dict) or not isinstance(saved.get(key), kind):
-            raise DamagedCheckpoint(f"{run / CONFIG} is damaged: it has no {key}.")
+            raise DamagedCheckpoint(f"{run / CONFIG} is damaged, or of an older version: it has no {key}.")
     return saved
 
 
@@ -401,10 +400,12 @@ def find_checkpoint(name: str, run: Path) -> Path | None:
 
     None when the run was stopped before its first one. Raises `DamagedCheckpoint` when none of those there is whole.
     """
+    found = checkpoints_of(run)
     if Path(name).name.startswith("checkpoint-"):
+        if not Path(name).is_dir():
+            raise UsageError(f"There is no {name}. There are: {', '.join(path.name for path in found) or 'none yet'}.")
         verify(Path(name))
         return Path(name)
-    found = checkpoints_of(run)
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)

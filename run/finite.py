@@ -61,9 +61,9 @@ class FiniteCheck:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row >= self.limit:
             newest = next(reversed(checkpoints_of(self.run)), None)  # from before: none is saved among skipped steps
-            back = f"--model {newest}" if newest else "from the beginning: there is no checkpoint yet"
+            back = f": --model {newest}" if newest else "; there is no checkpoint yet"
             raise NonFiniteLoss(
                 f"The loss or its gradient was not finite in {self.in_a_row} steps in a row, up to step {step} "
                 f"(records {', '.join(uids[:16])}{', ...' if len(uids) > 16 else ''}). None of them changed the "
-                f"weights. Take such records out of the data, or begin a new run with a lower --learning_rate: {back}"
+                f"weights. Take such records out of the data, or begin a new run with a lower --learning_rate{back}"
             )

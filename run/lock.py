@@ -20,7 +20,7 @@ class RunLock:
 
     A process is named by its number and its start time: the number alone may belong to another one by now. A lock of
     a process that is no more is taken over, and the leftovers of its saves are removed. Raises `UsageError` when
-    somebody else trains into the run.
+    somebody else trains into the run. The empty `.lock` beside the runs stays there; it stands for no run.
     """
 
     def __init__(self, run: Path):

@@ -214,8 +214,9 @@ def test_a_template_that_was_edited_is_refused_and_the_runs_own_goes_on(tmp_path
     if not saved:
         shutil.rmtree(run / "checkpoint-2")
     file.write_text('prompt = "B {title}"\nanswer = " {content}"\n', encoding="utf-8")
-    with pytest.raises(UsageError, match="another .*mine.toml"):
+    with pytest.raises(UsageError, match=r"mine.toml was edited"):
         train("--resume", run, "--template", file)
+    file.unlink()
     assert train("--resume", run) == 0
     assert load_template(run / "final").prompt == "A {title}"
 
@@ -250,7 +251,20 @@ def test_whoever_goes_back_to_a_checkpoint_leaves_the_later_ones(run, train, cap
     assert [entry["step"] for entry in logged(run)] == [1, 2, 3, 4]
 
 
+def test_an_adapter_is_trained_further_and_never_by_accident(tmp_path, data, train):
+    base = folder_of("llama", tmp_path / "base")
+    assert train("--model", base, "--run_name", "a", "--max_steps", 2, *COMMON, "--lora", "--template", "hf") == 0
+    assert train("--resume", tmp_path / "runs" / "a", "--template", "hf", "--max_steps", 3) == 0
+    adapter = tmp_path / "runs" / "a" / "final"
+    with pytest.raises(UsageError, match="Train it further with --lora"):
+        train("--model", adapter, "--run_name", "b", "--max_steps", 2, *COMMON)
+    assert train("--model", adapter, "--run_name", "b", "--max_steps", 2, *COMMON, "--lora") == 0
+    assert logged(tmp_path / "runs" / "b")[0]["loss"] == pytest.approx(logged(tmp_path / "runs" / "a")[-1]["loss"], 0.2)
+
+
 def test_what_a_resumed_run_cannot_do_is_said(run, train):
+    with pytest.raises(UsageError, match="There are: checkpoint-2"):
+        train("--resume", run / "checkpoint-7")
     with pytest.raises(UsageError, match="past step 1"):
         train("--resume", run, "--max_steps", 1)
     with pytest.raises(UsageError, match="max_steps"):

@@ -113,7 +113,8 @@ def test_the_modelfile_asks_what_the_training_asked(tokenizers_of):
     for kind, prompt, expected in (
         ("gpt2", "<|endoftext|>Say {title}:", "<|endoftext|>Say {{ .Prompt }}:"),
         ("llama", "<s>Say {title}:", "Say {{ .Prompt }}:"),  # llama.cpp adds the BOS token itself
-        ("llama", 'A "b" {{ x }} {title}', 'A {{ "\\"" }}b{{ "\\"" }} {{ "{{" }} x }} {{ .Prompt }}'),
+        ("gpt2", "a {{title}} b", 'a {{ "{" }}{{ .Prompt }}} b'),
+        ("llama", 'A "b" {{ x }} {title}', 'A {{ "\\"" }}b{{ "\\"" }} {{ "{" }}{{ "{" }} x }} {{ .Prompt }}'),
     ):
         template = Template("mine", prompt, "{content}", stop=('"x"',))
         text = export.modelfile(template, tokenizers_of[kind])
@@ -273,7 +274,7 @@ def test_adapters_stay_with_their_base(tmp_path, data, train, capsys, monkeypatc
         train("--model", folder_of(kind, tmp_path / kind), "--run_name", kind, "--max_steps", 1, *STEPS)
     llama, qwen2 = (tmp_path / "runs" / kind for kind in ("llama", "qwen2"))
     two = ("--adapter", llama, "--adapter", qwen2)
-    with pytest.raises(UsageError, match="not one base"):
+    with pytest.raises(UsageError, match="Not one base"):
         generate.main(generate.parse([str(arg) for arg in two]))
     out, err = loop(["/2", "Mug", "/7", "quit"], (*two, "--base", tmp_path / "llama"), monkeypatch, capsys)
     assert "trained beside model_type qwen2, and this has model_type llama" in err and "/7 is no command" in err
