@@ -44,7 +44,7 @@ from text.outputs import settle
 from text.prepare import prepare
 from text.question import with_questions
 from text.stream import RecordFile, records_of_steps, steps_per_epoch
-from text.template import choose_template, fit_tokenizer, load_template
+from text.template import choose_template, fit_tokenizer, template_of_run
 
 EXAMPLE_CATALOGUE = Path(__file__).parent / "examples" / "catalogue.json.gz"
 
@@ -62,11 +62,7 @@ def main(command: Command) -> int:
     device = machine.device
     keep_freed_memory(device)
     name, reason = ranks.from_main(lambda: models.choose_model(config.model_name_or_path, device.type == "cuda"))
-    if config.lora and name == models.POCKET:
-        raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
-    if config.shard and ranks.size == 1 and (run is None or "shard" in command.given):
-        raise UsageError("--shard divides the model among processes: torchrun --nproc_per_node=N train.py --shard ...")
-    ranks = replace(ranks, sharded=config.shard and ranks.size > 1)
+    ranks = ranks.dividing(config.shard, must=run is None or "shard" in command.given)
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == models.POCKET)
 
     # ---- data: three JSONL files, read from disk as they are needed
@@ -85,16 +81,14 @@ def main(command: Command) -> int:
     if weights or name != models.POCKET:
         model = models.load_model(weights or name, config.dropout, config.load_in_4bit, machine.dtype)
         tokenizer = models.load_tokenizer(weights or name)
-        template = load_template(run) if run else choose_template(config.template, config.language, tokenizer)
+        named = command.given.get("template")
+        template = template_of_run(run, named) if run else choose_template(config.template, config.language, tokenizer)
     else:
         template = choose_template(config.template, config.language)
         some = islice(train_file, 50_000)
         texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
         tokenizer = train_bpe(texts, models.POCKET_VOCABULARY)
         model = models.pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
-    named_again = run and "template" in command.given and Path(config.template).is_file()
-    if named_again and choose_template(config.template) != template:
-        raise UsageError(f"{config.template} was edited since {run} began. Leave it out: the run has its own copy.")
     if lora_layers(model) and not checkpoint and not config.lora:
         raise UsageError(f"{name} is an adapter. Train it further with --lora, or merge it first: python export.py.")
     base_weights = models.fingerprint(model)

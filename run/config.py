@@ -210,7 +210,12 @@ def value_type(name: str) -> type:
 
 
 def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
-    """Fill in what depends on the model: one from scratch, or adapters, want a larger learning rate."""
+    """Fill in what depends on the model: one from scratch, or adapters, want a larger learning rate.
+
+    Raises `UsageError` for adapters beside a model from scratch.
+    """
+    if config.lora and from_scratch:
+        raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
     learning_rate, epochs = (2e-3, 6.0) if from_scratch else (2e-4, 3.0) if config.lora else (5e-5, 3.0)
     return replace(
         config,

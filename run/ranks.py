@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from run.cli import LOST_RANK
+from run.cli import LOST_RANK, UsageError
 
 
 class RankLost(RuntimeError):
@@ -57,6 +57,13 @@ class Ranks:
     rank: int = 0
     size: int = 1
     sharded: bool = False  # each rank has only a part of the model (run/shard.py): all compute in step with one another
+
+    def dividing(self, wanted: bool, must: bool) -> "Ranks":
+        """The same ranks with a sharded model, if it is `wanted`. A single one has nothing to divide: raises
+        `UsageError` when it `must`, which a run that goes on need not."""
+        if wanted and must and self.size == 1:
+            raise UsageError("--shard divides a model among processes: torchrun --nproc_per_node=N train.py --shard")
+        return replace(self, sharded=wanted and self.size > 1)
 
     @property
     def command(self) -> str:

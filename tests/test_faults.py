@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from run.checkpoint import DamagedCheckpoint, DiskFull, checkpoints_of, seed_random_state, verify
 from run.cli import INTERRUPTED, UsageError
 from run.finite import FiniteCheck, NonFiniteLoss
+from text.errors import DataError
 from text.template import load_template
 
 COMMON = ("--per_device_train_batch_size", 2, "--micro_batch_tokens", 60, "--logging_steps", 1, "--max_eval_samples", 2)
@@ -214,7 +215,7 @@ def test_a_template_that_was_edited_is_refused_and_the_runs_own_goes_on(tmp_path
     if not saved:
         shutil.rmtree(run / "checkpoint-2")
     file.write_text('prompt = "B {title}"\nanswer = " {content}"\n', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"mine.toml was edited"):
+    with pytest.raises(DataError, match=r"mine.toml was edited"):
         train("--resume", run, "--template", file)
     file.unlink()
     assert train("--resume", run) == 0

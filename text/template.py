@@ -209,6 +209,14 @@ def template_of(values: dict) -> Template:
     return Template(**values | {"stop": stop, "end": values.get("end") or None, "questions": questions})
 
 
+def template_of_run(run: Path, named: str | None) -> Template:
+    """The template that a run keeps. Raises `DataError` when `named`, a TOML file, says another one by now."""
+    template = load_template(run)
+    if named and Path(named).is_file() and choose_template(named) != template:
+        raise DataError(f"{named} was edited since {run} began. Leave it out: the run has its own copy.")
+    return template
+
+
 def load_template(folder: Path, default: Template | None = None) -> Template:
     """The template saved in `folder`, or `default` where none was saved: an adapter that somebody else trained.
 
