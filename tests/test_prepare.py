@@ -431,11 +431,11 @@ def test_kill_9_in_the_middle_leaves_the_older_outputs_and_no_worker(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a limit on the size of files stands in for a full disk, POSIX only")
-@pytest.mark.parametrize("limit", [500_000, 1_900_000])  # bytes: the training split does not fit; the catalogue
+@pytest.mark.parametrize("limit", [200_000, 800_000])  # bytes: the training split does not fit; the catalogue
 def test_a_full_disk_is_exit_6_and_leaves_the_older_outputs(tmp_path, limit):
     prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", Options(val_share=0, test_share=0))
     before = everything(tmp_path / "data")
-    catalogue(tmp_path / "good.json", [product(number) for number in range(20_000)])
+    catalogue(tmp_path / "good.json", [product(number) for number in range(8_000)])
     code = (
         f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "sys.argv[1:] = ['good.json']; import data_prep; from run.cli import run_script; run_script(data_prep.main)"
