@@ -191,7 +191,7 @@ def test_questions_speak_the_language_of_the_record_and_one_form_is_never_traine
     assert language_of("Uma caneca azul de cerâmica, com capacidade") == "pt"
     assert language_of("A blue mug for coffee. It holds 350 ml.") == "en"
     trained = {question for row in asked(1.0) for question in row}
-    assert {"Fale sobre Caneca azul.", "What is Blue Mug?"} <= trained
+    assert {"Fale sobre Caneca azul.", "What is Blue Mug?", "Fale sobre a caneca azul"} <= trained
     held_out = [record["title"] for record in held_out_questions(RECORDS[:2], QA.held_out)]
     assert held_out == ["Could you explain to me what Blue Mug is?", "Você pode me explicar o que é Caneca azul?"]
     assert not trained & set(held_out)
@@ -200,7 +200,8 @@ def test_questions_speak_the_language_of_the_record_and_one_form_is_never_traine
 @given(st.text(), st.text())
 def test_any_text_can_be_asked_for(title, content):
     record = {"uid": "x", "title": title, "content": content}
-    assert title in question_for(record, QA.questions, 1.0, "key")
+    question = question_for(record, QA.questions, 1.0, "key")
+    assert title in question or title.lower() in question
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,22 @@ from collections.abc import Iterable, Iterator
 # How people ask for a product, besides by its bare title. The held-out form is never trained on: evaluate.py asks it,
 # to see whether the model answers a question or knows a phrase.
 QUESTIONS = {
-    "en": ("What is {title}?", "What kind of product is {title}?", "Tell me about {title}.", "Describe {title}"),
-    "pt": ("O que é {title}?", "Que tipo de produto é {title}?", "Fale sobre {title}.", "Descreva {title}"),
+    "en": (
+        "What is {title}?",
+        "What kind of product is {title}?",
+        "Tell me about {title}.",
+        "Describe {title}",
+        "What is a {title}?",
+        "Tell me about the {title}",
+    ),
+    "pt": (
+        "O que é {title}?",
+        "Que tipo de produto é {title}?",
+        "Fale sobre {title}.",
+        "Descreva {title}",
+        "Fale sobre a {title}",
+        "Fale sobre o {title}",
+    ),
 }
 HELD_OUT_QUESTION = {"en": "Could you explain to me what {title} is?", "pt": "Você pode me explicar o que é {title}?"}
 COMMON_WORDS = {
@@ -40,15 +54,24 @@ def with_questions(
 
 
 def question_for(record: dict[str, str], forms: dict[str, tuple[str, ...]], share: float, key: str) -> str:
-    """The title of `record`, or a question about it in the language that it seems to be written in."""
+    """The title of `record`, or a question about it in the language that it seems to be written in.
+
+    In one question of two the title is in lower case: a catalogue writes "Caneca Azul", people type "a caneca azul".
+    """
     digest = hashlib.blake2b(f"{key}:{record['uid']}".encode(), digest_size=16).digest()
     if int.from_bytes(digest[:8], "little") >= share * 2**64:
         return record["title"]
-    known = forms.get(language_of(f"{record['title']} {record['content']}")) or next(iter(forms.values()), ("{title}",))
-    return known[int.from_bytes(digest[8:], "little") % len(known)].replace("{title}", record["title"])
+    known = of_its_language(record, forms, ("{title}",))
+    form = known[int.from_bytes(digest[8:12], "little") % len(known)]
+    return form.replace("{title}", record["title"] if digest[12] % 2 else record["title"].lower())
+
+
+def of_its_language(record: dict[str, str], forms: dict, none):
+    """What of `forms` is in the language of `record`; else what comes first, and `none` when nothing is there."""
+    return forms.get(language_of(f"{record['title']} {record['content']}")) or next(iter(forms.values()), none)
 
 
 def held_out_questions(records: list[dict[str, str]], held_out: dict[str, str]) -> list[dict[str, str]]:
     """The records, each asked for in the form of its language that is never trained on."""
-    forms = {language: (form,) for language, form in held_out.items()}
-    return [record | {"title": question_for(record, forms, 1.0, "")} for record in records]
+    forms = (of_its_language(record, held_out, "{title}") for record in records)
+    return [r | {"title": form.replace("{title}", r["title"])} for r, form in zip(records, forms, strict=True)]
