@@ -281,6 +281,33 @@ def test_final_weights_come_before_checkpoints(tmp_path):
         weights_of(make_run(tmp_path / "other"))
 
 
+def test_each_rank_has_its_own_state_and_a_new_one_does_not_repeat_the_first_steps(tmp_path):
+    scaler, seen = torch.amp.GradScaler("cpu", enabled=False), {}
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    states = [random_state() | {"micro_batch_tokens": torch.tensor(tokens)} for tokens in (512, 256)]
+    for step in (3, 4):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        save_training_state(folder, {}, states, scaler, Counters(step, micro_batch_tokens=512))
+        for rank in (0, 1, 2):
+            torch.manual_seed(42 + rank)
+            loaded = load_training_state(folder, model, optimizer, scaler, rank)
+            seen[step, rank] = loaded.micro_batch_tokens, torch.rand(()).item()
+    torch.manual_seed(42 + 2)
+    beginning = torch.rand(()).item()
+    assert [seen[3, rank][0] for rank in (0, 1, 2)] == [512, 256, 512]
+    assert len({seen[3, 2][1], seen[4, 2][1], beginning}) == 3  # a third rank, which the checkpoint does not know
+
+
+def test_any_trouble_of_the_disk_is_one_in_a_save(tmp_path):
+    """As safetensors says it: a file that is larger than the system takes, a disk that fails."""
+    for number in (errno.EFBIG, errno.EIO):
+        with pytest.raises(OSError, match=os.strerror(number)) as error, whole_folder(tmp_path / "a"):
+            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+        assert error.value.errno == number and not list(tmp_path.iterdir())
+
+
 def test_one_run_has_one_writer(tmp_path):
     lock = RunLock(tmp_path)
     assert read_holder(tmp_path / "lock.json")["pid"] == os.getpid()

@@ -209,6 +209,11 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path, data, train):
         TrainConfig(lora_r=4)
     with pytest.raises(UsageError, match="pocket was not"):
         train("--model", "pocket", "--lora")
+    with pytest.raises(UsageError, match="language does nothing"):
+        TrainConfig(template="hf", language="pt")
+    for idle in (["--format", "gguf", "--dtype", "float16"], ["--gguf_type", "f16"]):
+        with pytest.raises(SystemExit):
+            export.parse(idle)
 
 
 def test_checkpointing_changes_no_gradient(tmp_path, data, gpt2_folder, train):
