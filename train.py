@@ -72,7 +72,7 @@ def main(command: Command) -> int:
         print(f"No prepared data in {data}: preparing the bundled example catalogue. Yours: python data_prep.py FILE")
         ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], data))
     train_file, val_file = RecordFile(data / "train.jsonl"), RecordFile(data / "val.jsonl", may_be_empty=True)
-    fingerprints = {"train.jsonl": train_file.fingerprint(), "val.jsonl": val_file.fingerprint()}
+    fingerprints = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in (train_file, val_file)})
     if run:
         runs.check_data(run, saved["data"], fingerprints, data)
 
@@ -305,7 +305,7 @@ def main(command: Command) -> int:
 
     # ---- end: the finished model, and three held-out titles before and after
     stop.over()
-    best = ranks.from_main(lambda: runs.best_whole_checkpoint(run)) if config.load_best_model_at_end else None
+    best = config.load_best_model_at_end and ranks.from_main(lambda: runs.first_whole(runs.best_checkpoints(run)))
     if best:
         lowest = models.load_model(best, four_bit=config.load_in_4bit).parameters()
         for weight, its_best in zip(trained, (p for p in lowest if p.requires_grad), strict=True):

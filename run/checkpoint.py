@@ -406,14 +406,20 @@ def find_checkpoint(name: str, run: Path) -> Path | None:
             raise UsageError(f"There is no {name}. There are: {', '.join(path.name for path in found) or 'none yet'}.")
         verify(Path(name))
         return Path(name)
-    for checkpoint in reversed(found):
+    newest = first_whole(found[::-1])
+    if found and newest is None:
+        raise DamagedCheckpoint(f"No checkpoint of {run} is whole. Delete them, and --resume begins the run again.")
+    return newest
+
+
+def first_whole(checkpoints: list[Path]) -> Path | None:
+    """The first whose files are what was saved; says which are not. None when there is no such one."""
+    for checkpoint in checkpoints:
         try:
             verify(checkpoint)
             return checkpoint
         except DamagedCheckpoint as error:
-            print(f"{error} Looking for the checkpoint before {checkpoint.name}.", file=sys.stderr)
-    if found:
-        raise DamagedCheckpoint(f"No checkpoint of {run} is whole. Delete them, and --resume begins the run again.")
+            print(f"{error} {checkpoint.name} is passed over.", file=sys.stderr)
     return None
 
 
@@ -461,17 +467,6 @@ def step_of(checkpoint: Path) -> int:
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss in metrics.jsonl; None when none was validated."""
     return next(iter(best_checkpoints(run)), None)
-
-
-def best_whole_checkpoint(run: Path) -> Path | None:
-    """The same, of those whose files are what was saved; says which are not."""
-    for checkpoint in best_checkpoints(run):
-        try:
-            verify(checkpoint)
-            return checkpoint
-        except DamagedCheckpoint as error:
-            print(f"{error} Its validation loss was the lowest; taking the next.", file=sys.stderr)
-    return None
 
 
 def best_checkpoints(run: Path) -> list[Path]:
