@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 from conftest import stopped_at, tiny_gpt2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from model.adapter import adapter_base, load_adapter, save_adapter
@@ -54,6 +54,7 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=CONTENTS)
+@example(content=b'{"\\n":null}')  # a name with a line break in it
 def test_any_content_is_read_or_refused_in_a_sentence(tmp_path, name, content):
     reader, refusal = READERS[name]
     path = tmp_path / name
