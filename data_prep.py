@@ -49,11 +49,11 @@ def main() -> int:
     # The parsers of HTML and mojibake take a moment to load; --help and a typo do not wait for them.
     from tqdm import tqdm
 
-    from text.fields import Fields
-    from text.judge import Options
-    from text.prepare import OUTPUTS, latin1_hint, prepare
-    from text.sources import find_sources
-    from text.workers import cores
+    from catalogue.fields import Fields
+    from catalogue.judge import Options
+    from catalogue.prepare import OUTPUTS, latin1_hint, prepare
+    from catalogue.sources import find_sources
+    from catalogue.workers import cores
 
     outputs = [args.output_dir / name for name in OUTPUTS]
     sizes = [source.size for source in find_sources(args.inputs, outputs)]

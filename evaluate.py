@@ -64,12 +64,12 @@ from model.loss import mean_loss
 from model.sample import Sampling, generate
 from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of, write_json
 from run.config import TrainConfig, from_json
+from run.data import open_split
 from run.device import Machine, pick_machine
 from text.answer import decode, stop_rule
 from text.batch import Encoder, flat_batches
 from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
 from text.question import held_out_questions
-from text.stream import RecordFile
 from text.template import Template, fit_tokenizer, load_template
 
 TRAIN = Path(__file__).parent / "train.py"
@@ -107,10 +107,10 @@ def main(options) -> int:
     run = find_run(options.run, options.output_dir)
     config = from_json(read_run(run)["options"], str(run / CONFIG))
     data = options.data_dir or Path(config.data_dir)
-    file = RecordFile(data / f"{options.split}.jsonl")
+    file = open_split(data, options.split)
     records = [file[i] for i in range(min(len(file), options.max_samples))]
     facts = load_facts(options.facts or EXAMPLE_FACTS)
-    training_titles = [record["title"] for record in RecordFile(data / "train.jsonl")]
+    training_titles = [record["title"] for record in open_split(data, "train")]
     machine, weights = pick_machine(options.device), weights_of(run)
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
@@ -182,7 +182,7 @@ def compare(options) -> int:
     for command in commands:  # before the first is trained, each says whether it can be: plans cost seconds
         if planned := subprocess.run([*command, "--dry_run"]).returncode:
             return planned  # train.py has said why
-    file = RecordFile(data / f"{options.split}.jsonl")
+    file = open_split(data, options.split)
     records = [file[i] for i in range(min(len(file), options.max_samples))]
     lines, samples = [], []
     for number, (name, command) in enumerate(zip(options.compare, commands, strict=True), start=1):

@@ -75,6 +75,7 @@ if __name__ == "__main__":
 import json
 from collections.abc import Iterator
 
+from catalogue.index import Catalogue, Product
 from model.adapter import adapter_base, is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import context_length, load_model, load_tokenizer
@@ -84,7 +85,6 @@ from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.device import pick_machine
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
-from text.catalogue import Catalogue, Product
 from text.errors import DataError
 from text.template import QA, fit_tokenizer, load_template
 

@@ -21,6 +21,8 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
+from catalogue.outputs import settle
+from catalogue.prepare import prepare
 from model import load as models
 from model.attention import use_flat_attention, use_padded_attention
 from model.linear import use_onednn
@@ -30,6 +32,7 @@ from model.sample import Sampling, generate
 from run import checkpoint as runs
 from run import memory
 from run.cli import INTERRUPTED, UsageError, run_script
+from run.data import open_split
 from run.device import keep_freed_memory, peak_memory, pick_machine
 from run.finite import FiniteCheck
 from run.lock import RunLock
@@ -40,10 +43,8 @@ from run.stop import StopRequest
 from text.answer import before_and_after, decode, stop_rule
 from text.batch import Encoder, blank_batch, flat_batches, idle_batch, sample_batch, step_batches
 from text.bpe import train_bpe
-from text.outputs import settle
-from text.prepare import prepare
 from text.question import with_questions
-from text.stream import RecordFile, records_of_steps, steps_per_epoch
+from text.stream import records_of_steps, steps_per_epoch
 from text.template import choose_template, fit_tokenizer, template_of_run
 
 EXAMPLE_CATALOGUE = Path(__file__).parent / "examples" / "catalogue.json.gz"
@@ -71,7 +72,7 @@ def main(command: Command) -> int:
     if ranks.from_main(lambda: config.data_dir == "data" and not (data / "train.jsonl").exists()):
         print(f"No prepared data in {data}: preparing the bundled example catalogue. Yours: python data_prep.py FILE")
         ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], data))
-    train_file, val_file = RecordFile(data / "train.jsonl"), RecordFile(data / "val.jsonl", may_be_empty=True)
+    train_file, val_file = open_split(data, "train"), open_split(data, "val", may_be_empty=True)
     fingerprints = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in (train_file, val_file)})
     if run:
         runs.check_data(run, saved["data"], fingerprints, data)
@@ -189,7 +190,7 @@ def main(command: Command) -> int:
         use_flat_attention(model)
         return ranks.collect([decode(tokenizer, answer.ids, template.stop) for answer in answers])
 
-    test_file = RecordFile(data / "test.jsonl", may_be_empty=True)
+    test_file = open_split(data, "test", may_be_empty=True)
     shown = min(3, len(test_file))
     titles = [test_file[len(test_file) * i // shown]["title"] for i in range(shown)]
     if run is None:

@@ -113,7 +113,7 @@ def records() -> list[dict[str, str]]:
     """Cleaned records, real ones where they are."""
     import gzip
 
-    from text.clean import clean
+    from catalogue.clean import clean
 
     real = ASSETS / "products" / "lf_amazon_500.json"
     if real.exists():

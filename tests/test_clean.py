@@ -9,8 +9,8 @@ from ftfy.badness import is_bad
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from text import clean as module
-from text.clean import clean
+from catalogue import clean as module
+from catalogue.clean import clean
 
 # Pieces that only do harm together: a hidden character inside a tag, half an entity before the other half, …
 MARKUP = "< > & ; amp; &amp; &lt; &gt lt;b> &#60; &#x97; &eacute; <b> </b> <p> <br <td> </ <! ? <!-- --> ' <a\tb='"

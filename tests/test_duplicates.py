@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from text.duplicates import BANDS, KeyTable, near_keys, shingles, similarity
-from text.judge import Options
-from text.prepare import prepare
+from catalogue.duplicates import BANDS, KeyTable, near_keys, shingles, similarity
+from catalogue.judge import Options
+from catalogue.prepare import prepare
 
 WORDS = [f"word{number}" for number in range(120)]
 

@@ -18,15 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data_prep
-from text import prepare as module
-from text.duplicates import THRESHOLD, shingles
+from catalogue import prepare as module
+from catalogue.duplicates import THRESHOLD, shingles
+from catalogue.fields import Fields
+from catalogue.judge import REASONS, SPLITS, Options, read_record, split_of
+from catalogue.outputs import settle
+from catalogue.prepare import prepare
+from catalogue.records import MAX_RECORD_BYTES
+from catalogue.workers import ordered
 from text.errors import DataError
-from text.fields import Fields
-from text.judge import REASONS, SPLITS, Options, read_record, split_of
-from text.outputs import settle
-from text.prepare import prepare
-from text.records import MAX_RECORD_BYTES
-from text.workers import ordered
 
 ROOT = Path(__file__).parent.parent
 CONTENT = "A mug that keeps the coffee hot."
@@ -450,7 +450,7 @@ def test_a_full_disk_is_exit_6_and_leaves_the_older_outputs(tmp_path, limit):
 
 
 def test_preparing_imports_no_torch():
-    code = "import sys, data_prep, text.prepare; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, data_prep, catalogue.prepare; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import shared_assets
 
-from text import report as module
+from catalogue import report as module
+from catalogue.judge import Options
+from catalogue.prepare import prepare
+from catalogue.report import estimated_tokens, frequent_titles, language_of, token_counter
 from text.errors import DataError
-from text.judge import Options
-from text.prepare import prepare
-from text.report import estimated_tokens, frequent_titles, language_of, token_counter
 
 EVIL = '<script>alert("1")</script> & | `code` ![x](http://x) \ud83d\x00'
 

@@ -11,13 +11,13 @@ from conftest import script
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from text import records as module
+from catalogue import records as module
+from catalogue.fields import Fields, choose_fields
+from catalogue.judge import Options
+from catalogue.prepare import prepare
+from catalogue.records import MAX_RECORD_BYTES, TooLong, read_layout
+from catalogue.sources import find_sources
 from text.errors import DataError
-from text.fields import Fields, choose_fields
-from text.judge import Options
-from text.prepare import prepare
-from text.records import MAX_RECORD_BYTES, TooLong, read_layout
-from text.sources import find_sources
 
 PRODUCTS = [
     {"uid": f"B{i}", "title": f"Café {i}", "content": f"Uma “xícara” número {i}:\nlinha dois, com vírgula; e {w}."}

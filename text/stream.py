@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from text.errors import DataError
-from text.outputs import settle
 
 
 class RecordFile:
@@ -22,7 +21,6 @@ class RecordFile:
 
     def __init__(self, path: Path, may_be_empty: bool = False):
         """Raises `DataError` when `path` does not exist or, unless it may, holds no record."""
-        settle(path.parent)
         if not path.is_file():
             raise DataError(f"{path} does not exist. Make it: python data_prep.py INPUT --output_dir {path.parent}")
         self.path = path

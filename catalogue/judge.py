@@ -1,6 +1,6 @@
 """One raw record judged by itself: parsed, cleaned, a candidate or the reason why it is none.
 
-What a worker process of `text.prepare` does. Nothing here looks at another record.
+What a worker process of `catalogue.prepare` does. Nothing here looks at another record.
 """
 
 import heapq
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text.clean import clean
-from text.duplicates import digest, digest_of, near_keys
-from text.fields import Fields
-from text.records import Layout, Raw, TooLong, Unclosed
-from text.sources import Source
+from catalogue.clean import clean
+from catalogue.duplicates import digest, digest_of, near_keys
+from catalogue.fields import Fields
+from catalogue.records import Layout, Raw, TooLong, Unclosed
+from catalogue.sources import Source
 
 SPLITS = ("train", "val", "test")
 

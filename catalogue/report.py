@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from text.duplicates import digest
+from catalogue.duplicates import digest
 from text.errors import DataError
 from text.template import QA
 

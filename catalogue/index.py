@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalogue.outputs import settle
 from text.errors import DataError
-from text.outputs import settle
 
 FILE_NAME = "catalogue.sqlite"
 TITLE_WEIGHT = 4.0

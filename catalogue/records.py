@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
-from text.fields import Fields, choose_fields
+from catalogue.fields import Fields, choose_fields
 
 MAX_RECORD_BYTES = 1 << 22
 START_BYTES = 200  # what is kept of a record that is too long

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
+from catalogue.fields import printable
 from text.errors import DataError
-from text.fields import printable
 
 STDIN = Path("-")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import generate
-from text import catalogue as module
-from text.catalogue import Catalogue, check_fts5, words_of, write_catalogue
+from catalogue import index as module
+from catalogue.index import Catalogue, check_fts5, words_of, write_catalogue
+from catalogue.prepare import prepare
 from text.errors import DataError
-from text.prepare import prepare
 
 PRODUCTS = [
     {"uid": "A1", "title": "Caneca de cerâmica azul", "content": "Uma caneca de cerâmica para o café. 350 ml."},

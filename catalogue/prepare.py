@@ -17,11 +17,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from text.catalogue import check_fts5, write_catalogue
-from text.duplicates import THRESHOLD, KeyTable, similarity
-from text.errors import DataError
-from text.fields import choose_fields, describe
-from text.judge import (
+from catalogue.duplicates import THRESHOLD, KeyTable, similarity
+from catalogue.fields import choose_fields, describe
+from catalogue.index import check_fts5, write_catalogue
+from catalogue.judge import (
     DEFAULTS,
     DUPLICATE,
     EXAMPLES,
@@ -37,10 +36,11 @@ from text.judge import (
     judge_block,
     parse,
 )
-from text.outputs import together
-from text.records import Raw, read_layout
-from text.sources import Source, find_sources, open_source
-from text.workers import ordered
+from catalogue.outputs import together
+from catalogue.records import Raw, read_layout
+from catalogue.sources import Source, find_sources, open_source
+from catalogue.workers import ordered
+from text.errors import DataError
 
 OUTPUTS = (
     *(f"{split}.jsonl" for split in SPLITS),
@@ -87,7 +87,7 @@ def prepare(
     """Write OUTPUTS to `output_dir` from `inputs`: files, folders, archives, or `-` for standard input.
 
     `progress` is called with the number of stored bytes of the inputs read since its last call, `say` with what was
-    chosen. The outputs appear together at the end or not at all (`text.outputs`).
+    chosen. The outputs appear together at the end or not at all (`catalogue.outputs`).
 
     Raises DataError for what a user can put right in the data or the arguments, OSError for what the disk does.
     """
@@ -95,7 +95,7 @@ def prepare(
     if options.catalogue:
         check_fts5()
     if options.report:
-        from text.report import token_counter, write_report  # loads matplotlib
+        from catalogue.report import token_counter, write_report  # loads matplotlib
 
         counter = token_counter(options.tokenizer)  # now: a name that is wrong is said before the work
     sources = find_sources(inputs, [output_dir / name for name in OUTPUTS])
