@@ -59,18 +59,19 @@ import time
 from sacrebleu import corpus_chrf
 
 from model.attention import use_flat_attention, use_padded_attention
-from model.load import load_model, load_tokenizer
 from model.loss import mean_loss
 from model.sample import Sampling, generate
-from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of, write_json
 from run.config import TrainConfig, from_json
 from run.data import open_split
 from run.device import Machine, pick_machine
+from run.files import write_json
+from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
+from run.models import load
 from text.answer import decode, stop_rule
-from text.batch import Encoder, flat_batches
+from text.batch import flat_batches
 from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
 from text.question import held_out_questions
-from text.template import Template, fit_tokenizer, load_template
+from text.template import Template, load_template
 
 TRAIN = Path(__file__).parent / "train.py"
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
@@ -132,11 +133,8 @@ def measure(
     source: str | Path, template: Template, records: list[dict], config: TrainConfig, machine: Machine, options
 ) -> tuple[dict[str, float], list[str]]:
     """One model, loaded from the disk: its numbers and its answers."""
-    model = load_model(source, four_bit=config.load_in_4bit, compute_dtype=machine.dtype).to(machine.device)
-    tokenizer = load_tokenizer(source)
-    fit_tokenizer(tokenizer, template)
-    encoder = Encoder(tokenizer, template, config.max_length)
-    rows = encoder.rows(records)
+    model, encoder = load(source, template, config.max_length, machine, config.load_in_4bit)
+    tokenizer, rows = encoder.tokenizer, encoder.rows(records)
     asked = encoder.rows(held_out_questions(records, template.held_out))
     use_flat_attention(model)
     with machine.autocast():

@@ -44,12 +44,13 @@ import torch
 
 from model.adapter import is_adapter
 from model.gguf_file import read_gguf, write_gguf
-from model.load import load_model, load_tokenizer, save_model
+from model.load import load_model, save_model
 from model.lora import lora_layers, merge
-from run.checkpoint import find_run, weights_of, whole_folder
+from run.files import whole_folder
+from run.folders import find_run, weights_of
 from run.log import size
-from text.batch import Encoder
-from text.template import QA, Template, fit_tokenizer, load_template, opening_of
+from run.models import load
+from text.template import QA, Template, load_template, opening_of
 
 # Largest difference of two logits, as a share of the largest logit, that rounding alone explains.
 ROUNDING = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2, "f32": 1e-5, "f16": 1e-2, "q8_0": 1e-1}
@@ -74,13 +75,9 @@ def main(options) -> int:
         raise UsageError(f"{to} exists. Choose another folder with --to, or delete it.")
     if options.base and not is_adapter(source):
         raise UsageError(f"--base is for adapters, and {source} holds a whole model.")
-    tokenizer = load_tokenizer(options.base or source)
-    template = load_template(source, default=QA)
-    fit_tokenizer(tokenizer, template)
-    encoder = Encoder(tokenizer, template, max_length=0)
+    model, encoder = load(source, load_template(source, default=QA), base=options.base)
+    tokenizer, template = encoder.tokenizer, encoder.template
     ids = torch.tensor(encoder.prompts(["Caneca azul de 350 ml"]))  # (1, T)
-
-    model = load_model(source, base=options.base)
     with torch.inference_mode():
         expected = model(ids).logits
         if lora_layers(model):

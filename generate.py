@@ -78,15 +78,16 @@ from collections.abc import Iterator
 from catalogue.index import Catalogue, Product
 from model.adapter import adapter_base, is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
-from model.load import context_length, load_model, load_tokenizer
+from model.load import context_length
 from model.lora import unwrap
 from model.sample import Sampling, generate, tokens_of
-from run.checkpoint import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.device import pick_machine
+from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
+from run.models import encoder_of, load
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
 from text.errors import DataError
-from text.template import QA, fit_tokenizer, load_template
+from text.template import QA, load_template
 
 
 def main(options) -> int:
@@ -108,10 +109,9 @@ def main(options) -> int:
     data = options.data or Path(trained_with.get("data_dir", "data"))
     four_bit = options.load_in_4bit or trained_with.get("load_in_4bit", False)
     sources = Sources(data, options.sources, options.grounded)
-    model = load_model(source, four_bit=four_bit, compute_dtype=machine.dtype).to(machine.device)
+    model, encoder = load(source, load_template(weights, default=QA), 0, machine, four_bit)
     if adapters:
         load_adapter(model, weights)
-    encoder = encoder_for(weights, source)
     tokenizer, template = encoder.tokenizer, encoder.template
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
@@ -206,14 +206,7 @@ def switch_adapter(model, folder: Path) -> Encoder:
     """Another adapter over the same base, which stays in memory; returns the encoder with its template."""
     unwrap(model)
     load_adapter(model, folder)
-    return encoder_for(folder, model.name_or_path)
-
-
-def encoder_for(weights: Path, source: str | Path) -> Encoder:
-    """The template of `weights`, before and after training the same, with the tokenizer of `source`."""
-    tokenizer, template = load_tokenizer(source), load_template(weights, default=QA)
-    fit_tokenizer(tokenizer, template)
-    return Encoder(tokenizer, template, max_length=0)
+    return encoder_of(model.name_or_path, load_template(folder, default=QA))
 
 
 def adapter_folder(name: str, options) -> Path:

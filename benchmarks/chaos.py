@@ -30,7 +30,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from run.checkpoint import OPTIMIZER, DamagedCheckpoint, checkpoints_of, verify
+from run.files import DamagedCheckpoint, verify
+from run.folders import OPTIMIZER, checkpoints_of
 from run.log import read_metrics
 from text.bpe import train_bpe
 from text.template import QA

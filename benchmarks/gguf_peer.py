@@ -24,12 +24,13 @@ from kinds import sentencepiece_like
 from llama_cpp import Llama
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from model.load import load_model, load_tokenizer
+from model.load import load_tokenizer
 from model.sample import Sampling, generate
-from run.checkpoint import find_run, read_json, weights_of
-from text.batch import Encoder
+from run.files import read_json
+from run.folders import find_run, weights_of
+from run.models import load
 from text.stream import RecordFile
-from text.template import fit_tokenizer, load_template
+from text.template import load_template
 
 
 def main() -> None:
@@ -81,9 +82,7 @@ def train(folder: Path, name: str, *options) -> None:
 def compare(run: Path, prompts_wanted: int, tokens: int, folder: Path) -> None:
     """Three lines of the table."""
     source = weights_of(run)
-    model, tokenizer, template = load_model(source), load_tokenizer(source), load_template(source)
-    fit_tokenizer(tokenizer, template)
-    encoder = Encoder(tokenizer, template, max_length=0)
+    model, encoder = load(source, load_template(source))
     file = RecordFile(Path(read_json(run / "train_config.json")["options"]["data_dir"]) / "test.jsonl")
     titles = [file[i]["title"] for i in range(min(prompts_wanted, len(file)))]
     prompts = encoder.prompts(titles)
@@ -97,7 +96,7 @@ def compare(run: Path, prompts_wanted: int, tokens: int, folder: Path) -> None:
         same_prompt = same_answer = compared = 0
         apart = []
         for title, prompt, answer in zip(titles, prompts, ours, strict=True):
-            text = template.prompt_for(title).encode()
+            text = encoder.template.prompt_for(title).encode()
             same_prompt += peer.tokenize(text, add_bos=True, special=True) == prompt
             theirs = greedy(peer, prompt, tokens)
             same_answer += theirs == answer

@@ -20,7 +20,7 @@ from shapes import TINY, build
 from torch.nn.utils import clip_grad_norm_
 
 from model.lora import Lora
-from model.loss import CHUNK_ROWS, summed_loss
+from model.loss import summed_loss
 from run.device import Machine, pick_machine
 from run.memory import TensorAccounting, plan_memory
 from text.batch import blank_batch
@@ -86,12 +86,7 @@ def plan_against_measured(machine: Machine, tiny: bool):
     for lora in (False, True):
         model = build("DistilGPT-2", machine, TINY if tiny else {}, LORA if lora else None)
         optimizer, scaler = adamw(model), machine.grad_scaler()
-
-        def probe(tokens: int, model=model) -> torch.Tensor:
-            with machine.autocast():
-                return summed_loss(model, blank_batch(2, tokens // 2).to(machine.device))
-
-        plan = plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe)
+        plan = plan_memory(model, machine)
         for records in (4, 16):
             batches = [blank_batch(records, 256)] * 2
             step(model, optimizer, scaler, machine, batches)  # makes the optimizer's state

@@ -13,15 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch
 from shapes import SHAPES, build
 
 from model.lora import Lora
-from model.loss import CHUNK_ROWS, summed_loss
 from run.config import TrainConfig, read_recipe
 from run.device import pick_machine
 from run.memory import MemoryPlan, OutOfMemory, plan_memory
-from text.batch import blank_batch
 
 GB = 2**30
 CARDS = (6, 8, 12)
@@ -58,12 +55,7 @@ def shallow_plan(config: TrainConfig, shape: str, blocks: int) -> MemoryPlan:
     model = build(shape, machine, {"num_hidden_layers": blocks}, lora, config.load_in_4bit)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-
-    def probe(tokens: int) -> torch.Tensor:
-        with machine.autocast():
-            return summed_loss(model, blank_batch(2, tokens // 2))
-
-    return plan_memory(model, model.get_output_embeddings().weight, CHUNK_ROWS, probe)
+    return plan_memory(model, machine)
 
 
 def on_card(plan: MemoryPlan, config: TrainConfig, card: float) -> str:

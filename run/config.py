@@ -7,7 +7,7 @@ import argparse
 import math
 import tomllib
 import typing
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 from run.cli import Parser, UsageError, did_you_mean
@@ -60,7 +60,7 @@ class TrainConfig:
     per_device_train_batch_size: int = option(16, "records a step, times the accumulation", "--batch_size", at_least=1)
     gradient_accumulation_steps: int = option(1, "multiplies the records of a step", at_least=1)
     micro_batch_tokens: int | None = option(
-        None, "tokens computed at once; changes memory and speed, not the result; default: what fits", at_least=1
+        None, "tokens computed at once: memory and speed, and with dropout its masks; default: what fits", at_least=1
     )
     learning_rate: float | None = option(
         None, "peak; default: 5e-5, with --lora 2e-4, for pocket 2e-3", "--lr", at_least=0
@@ -222,10 +222,6 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
         learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
         num_train_epochs=epochs if config.num_train_epochs is None else config.num_train_epochs,
     )
-
-
-def to_json(config: TrainConfig) -> dict:
-    return asdict(config)
 
 
 def from_json(values: dict, where: str) -> TrainConfig:

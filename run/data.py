@@ -1,9 +1,47 @@
-"""The data folder of a run: three files of records, and the bundled catalogue where there is none yet."""
+"""The data of a run: three files of records, read from the disk as they are needed; the bundled catalogue else."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from catalogue.outputs import settle
-from text.stream import RecordFile
+from catalogue.prepare import prepare
+from run.cli import UsageError
+from run.session import Session
+from run.state import TrainState
+from text.batch import Encoder, StepBatch, step_batches
+from text.question import with_questions
+from text.stream import RecordFile, records_of_steps
+
+EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.gz"
+
+
+@dataclass(frozen=True)
+class Data:
+    train: RecordFile
+    val: RecordFile
+    test: RecordFile
+    fingerprints: dict[str, str]  # of what is trained and validated on, by file name
+
+
+def open_data(session: Session) -> Data:
+    """Collective. The files in `--data`; in the default folder, while it is empty, the bundled catalogue's.
+
+    Raises `DataError` when one is missing or holds nothing, `UsageError` when a run that goes on was trained on others.
+    """
+    folder, ranks = Path(session.config.data_dir), session.ranks
+    ranks.from_main(lambda: settle(folder))
+    if ranks.from_main(lambda: session.config.data_dir == "data" and not (folder / "train.jsonl").exists()):
+        print(f"No prepared data in {folder}: preparing the bundled example catalogue. Yours: data_prep.py FILE")
+        ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], folder))
+    files = [open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test")]
+    now = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in files[:2]})
+    if not session.is_new and (saved := session.saved["data"]) != now:
+        changed = ", ".join(name for name in now if saved.get(name) != now[name])
+        raise UsageError(
+            f"{session.folder} is trained on another {changed} than the one in {folder}: point --data at that one."
+        )
+    return Data(*files, now)
 
 
 def open_split(folder: Path, split: str, may_be_empty: bool = False) -> RecordFile:
@@ -13,3 +51,16 @@ def open_split(folder: Path, split: str, may_be_empty: bool = False) -> RecordFi
     """
     settle(folder)
     return RecordFile(folder / f"{split}.jsonl", may_be_empty)
+
+
+def make_train_loader(
+    session: Session, data: Data, encoder: Encoder, state: TrainState, total_steps: int
+) -> Iterator[StepBatch]:
+    """This rank's part of the batch of each step that is left, made a few steps ahead in a thread.
+
+    What a step holds follows from its number alone, so a resumed run needs no more than `state.step`.
+    """
+    config, ranks, done = session.config, session.ranks, state.step
+    steps = records_of_steps(data.train, session.records_per_step, config.seed, done, total_steps)
+    steps = with_questions(steps, encoder.template.questions, config.question_share, config.seed, done)
+    return step_batches(steps, encoder, state.micro_batch_tokens, ranks.rank, ranks.size)

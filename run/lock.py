@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from run.checkpoint import clear_leftovers
 from run.cli import UsageError
+from run.files import clear_leftovers
 
 FILE_NAME = "lock.json"
 

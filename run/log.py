@@ -1,4 +1,4 @@
-"""What is said: the progress line, the plan, and metrics.jsonl. Every number here comes from a pure function."""
+"""What is said while a run trains: metrics.jsonl, the progress bar and its lines."""
 
 import json
 import math
@@ -9,16 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
-def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
-    """The learning rate of optimizer step `step`, counted from 0: warm-up, then linear or cosine decay to 0.
-
-    The same numbers as transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`.
-    """
-    if step < warmup_steps:
-        return peak * step / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress)
+from run.device import peak_memory
+from run.state import TrainState
 
 
 def eta_seconds(done: int, total: int, seconds: float) -> float:
@@ -115,6 +111,50 @@ class Stopwatch:
     def _take(self) -> None:
         now = time.perf_counter()
         self.total, self._lap, self._since = self.total + now - self._since, self._lap + now - self._since, now
+
+
+class MetricLogger:
+    """metrics.jsonl, the progress bar and the line on the screen. Every rank makes the entries, rank 0 writes them."""
+
+    def __init__(self, state: TrainState, plan, run: Path, device: torch.device, stopwatch: "Stopwatch", ranks):
+        """`plan`: with `total_steps`, `epoch_steps` and `learning_rate_at(step)`."""
+        self.state, self.plan, self.device, self.stopwatch = state, plan, device, stopwatch
+        self.begun_at, self.is_main = state.step, ranks.is_main
+        self.file = MetricsFile(run / "metrics.jsonl", resumed_at=state.step) if ranks.is_main else None
+
+    def progress_bar(self, train_loader: Iterable) -> Iterator:
+        """The same batches; the time until each is there counts as waiting."""
+        disable = None if self.is_main else True  # None: shown only where there is a terminal
+        waited = self.stopwatch.waiting_for(train_loader)
+        total, done = self.plan.total_steps, self.state.step
+        return iter(tqdm(waited, desc="training", total=total, initial=done, leave=False, disable=disable))
+
+    def entry(self, grad_norm: Tensor) -> dict:
+        """The numbers since the last entry. Reads the device, so it waits for it; ends a lap of the stopwatch."""
+        state, plan = self.state, self.plan
+        loss_sum, supervised = state.loss_sum.item(), state.supervised.item()
+        seconds, waited = self.stopwatch.lap()
+        return {
+            "step": state.step,
+            "epoch": state.step / plan.epoch_steps,
+            "loss": loss_sum / supervised if supervised else math.nan,  # nats per supervised token since the last entry
+            "grad_norm": grad_norm.item(),  # of this step, before clipping
+            "learning_rate": plan.learning_rate_at(state.step - 1),
+            "skipped_steps": state.skipped_steps,  # since the start
+            "answer_tokens_per_second": supervised / seconds,
+            "data_wait": waited / seconds,  # share of the time in which the loop waited for records
+            "eta_seconds": eta_seconds(
+                state.step - self.begun_at, plan.total_steps - self.begun_at, self.stopwatch.total
+            ),
+            "peak_memory_bytes": peak_memory(self.device),
+        }
+
+    def write(self, entry: dict) -> None:
+        """The sums begin anew here, so that a checkpoint of the same step is saved without them."""
+        if self.is_main:
+            self.file.write(entry)
+            tqdm.write(progress_line(entry, self.plan.total_steps))
+        self.state.clear_sums()
 
 
 class MetricsFile:

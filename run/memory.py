@@ -1,4 +1,4 @@
-"""How much memory a step takes, said before the first one, and what is done when it was not enough.
+"""How much memory a step takes, said before the first one.
 
     weights + gradients + AdamW's two moments       known from the parameters
     activations                                     measured on two small micro-batches, they grow with the tokens
@@ -11,7 +11,6 @@ All sizes are bytes. Only the activations depend on the micro-batch, so the larg
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 from weakref import finalize
 
 import psutil
@@ -21,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-T = TypeVar("T")
+from model.loss import CHUNK_ROWS, summed_loss
+from run.device import Machine
+from text.batch import blank_batch
+
 HEADROOM = 0.92  # of the free memory that a plan may fill: allocators round up and leave gaps
 PROBE_TOKENS = (32, 96)
 
@@ -96,11 +98,17 @@ def gigabytes(count: int) -> str:
 WAYS_OUT = "The cheapest ways out, in this order: close other programs, --lora, --load_in_4bit, a shorter --max_length."
 
 
-def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: Callable[[int], Tensor]) -> MemoryPlan:
-    """`forward(tokens)` is the loss of a micro-batch of that many tokens; `head` (V, d) makes the logits of a chunk.
+def plan_memory(model: PreTrainedModel, machine: Machine, loss_fn: Callable = summed_loss) -> MemoryPlan:
+    """What a step of `model`, which is in training mode and takes flat batches, will take on its device.
 
-    `model` is in training mode: only then its dropout and its checkpointing take what they will take.
+    In training mode because only then dropout and checkpointing take what they will take. Draws random numbers.
     """
+
+    def forward(tokens: int) -> Tensor:
+        with machine.autocast():
+            return loss_fn(model, blank_batch(2, tokens // 2).to(model.device))
+
+    head = model.get_output_embeddings().weight
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     few, many = PROBE_TOKENS
@@ -118,7 +126,7 @@ def plan_memory(model: PreTrainedModel, head: Tensor, chunk_rows: int, forward: 
         weights=sum(bytes_of(p) for p in parameters),
         gradients=4 * trainable,
         optimizer=8 * trainable,
-        logits=int(much.passing + chunk_per_token * (chunk_rows - many)),
+        logits=int(much.passing + chunk_per_token * (CHUNK_ROWS - many)),
         embedding_gradient=4 * head.numel() if head.requires_grad else 0,
         kept=int(little.total - per_token * few),
         activations_per_token=per_token,
@@ -183,11 +191,6 @@ def stay_on_the_card(device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, (free * 0.97 + held) / total), device)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of the device, or of the CPU's allocator, which has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 class TensorAccounting(TorchDispatchMode):
     """Counts the bytes of all tensors made inside `with`, and the most that lived at once: `peak`.
 
@@ -224,42 +227,3 @@ class TensorAccounting(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float, sharded: bool = False) -> int:
-    """Half of `tokens` after an out-of-memory error; any other error is raised again.
-
-    Raises `OutOfMemory` when the micro-batches could not be any smaller: they hold one record each. And when the model
-    is `sharded`: the other ranks wait in the middle of the same micro-batch, and it cannot be begun again.
-    """
-    if not is_out_of_memory(error):
-        raise error
-    if sharded:
-        raise OutOfMemory(f"Out of memory. Go on with --resume --micro_batch_tokens {tokens // 2}, or more processes.")
-    if records_each == 1:
-        raise OutOfMemory(f"Out of memory with one record at a time. The last checkpoint is whole. {WAYS_OUT}")
-    return tokens // 2
-
-
-def with_less_when_full(compute: Callable[[int], T], tokens: int, smallest: int, sharded: bool = False) -> T:
-    """`compute(tokens)`, and after an out-of-memory error with half as many, down to `smallest`.
-
-    Raises `OutOfMemory` when not even those fit, or at once if the model is `sharded`. For what has no state to take
-    back: a validation.
-    """
-    while True:
-        try:
-            return compute(tokens)
-        except RuntimeError as error:
-            tokens = smaller_micro_batch(error, tokens, max(1.0, tokens / smallest), sharded)
-
-
-def get_random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Of torch on the CPU and, if it is one, on the GPU: what dropout draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

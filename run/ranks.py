@@ -5,19 +5,21 @@ sum that is divided once, by the tokens of all ranks, so the step is the same on
 process passes through here without any effect.
 """
 
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from run.cli import LOST_RANK, UsageError
+from run.cli import LOST_RANK
 
 
 class RankLost(RuntimeError):
@@ -58,13 +60,6 @@ class Ranks:
     size: int = 1
     sharded: bool = False  # each rank has only a part of the model (run/shard.py): all compute in step with one another
 
-    def dividing(self, wanted: bool, must: bool) -> "Ranks":
-        """The same ranks with a sharded model, if it is `wanted`. A single one has nothing to divide: raises
-        `UsageError` when it `must`, which a run that goes on need not."""
-        if wanted and must and self.size == 1:
-            raise UsageError("--shard divides a model among processes: torchrun --nproc_per_node=N train.py --shard")
-        return replace(self, sharded=wanted and self.size > 1)
-
     @property
     def command(self) -> str:
         """What starts as many processes again."""
@@ -81,14 +76,14 @@ class Ranks:
         return items if self.sharded else items[self.rank :: self.size]
 
     def collect(self, mine: list) -> list:
-        """The results of `share`d work from all ranks, in the order of the items."""
+        """Collective. The results of `share`d work from all ranks, in the order of the items."""
         if self.sharded:
             return mine
         parts = self.gather(mine)
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
 
     def gather(self, mine) -> list:
-        """What each rank has, by rank."""
+        """Collective. What each rank has, by rank."""
         if self.size == 1:
             return [mine]
         everyone = [None] * self.size
@@ -97,7 +92,7 @@ class Ranks:
         return everyone
 
     def from_main(self, compute: Callable):
-        """What `compute()` returns on rank 0, where alone it is called."""
+        """Collective. What `compute()` returns on rank 0, where alone it is called."""
         answer = [compute() if self.is_main else None]
         if self.size > 1:
             with lost_rank_is_a_sentence():
@@ -105,13 +100,13 @@ class Ranks:
         return answer[0]
 
     def as_many(self, micro_batches: list, idle) -> list:
-        """Filled up with `idle` to the number that the busiest rank has, if the model is sharded."""
+        """Collective if the model is sharded. Filled up with `idle` to the number that the busiest rank has."""
         if not self.sharded:
             return micro_batches
         return micro_batches + [idle] * (max(self.gather(len(micro_batches))) - len(micro_batches))
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says yes: all must leave the loop after the same step."""
+        """Collective. Whether any rank says yes: all must leave the loop after the same step."""
         if self.size == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -120,13 +115,13 @@ class Ranks:
         return bool(flags)
 
     def mean(self, value: float, weight: float) -> float:
-        """The mean of every rank's value, each with its own weight."""
+        """Collective. The mean of every rank's value, each with its own weight."""
         pairs = self.gather((value, weight))
         return sum(v * w for v, w in pairs) / max(1, sum(w for _, w in pairs))
 
-    def gradient_sum(self, model: torch.nn.Module) -> Callable[[Tensor], None]:
-        """A function to call between the last backward and the clipping: it sums the gradients over the ranks, and
-        the 0-dim tensor that it gets. After this call every rank has rank 0's weights.
+    def gradient_all_reduce(self, model: torch.nn.Module) -> Callable[[Tensor], None]:
+        """Collective, and so is what it returns, to be called between the last backward and the clipping: it sums over
+        the ranks the gradients, and the 0-dim tensor that it gets. After this call every rank has rank 0's weights.
 
         The micro-batches run past DistributedDataParallel; one empty backward through it at the end of the step does
         the sum, in its buckets. So ranks may have different numbers of micro-batches, or none, and one that runs out
@@ -140,19 +135,28 @@ class Ranks:
         with lost_rank_is_a_sentence():
             closing = DistributedDataParallel(_Closing(model))
 
-        def sum_gradients(loss_sum: Tensor) -> None:
+        def all_reduce_gradients(loss_sum: Tensor) -> None:
             with lost_rank_is_a_sentence():
                 closing().backward()
                 # The mean over the ranks, made a sum again: the loss is already divided by the tokens of all ranks.
                 torch._foreach_mul_([p.grad for p in model.parameters() if p.requires_grad], self.size)
                 self.sum(loss_sum)
 
-        return sum_gradients
+        return all_reduce_gradients
+
+    def clip_grad_norm_(self, parameters: Iterable[torch.nn.Parameter], max_norm: float) -> Tensor:
+        """Collective if the model is sharded. torch's own; 0 clips nothing. Returns the norm before clipping, ()."""
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf))
 
     def sum(self, value: Tensor) -> None:
-        """The sum over the ranks, in place."""
+        """Collective. The sum over the ranks, in place."""
         with lost_rank_is_a_sentence():
             dist.all_reduce(value)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Collective for a tensor of which each rank has a part: gathered. Any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class _Closing(torch.nn.Module):

@@ -5,7 +5,7 @@ when its turn comes and given back after it, so all ranks have to take the same 
 is gathered first: a checkpoint is the same Hugging Face folder for any number of ranks, sharded or not.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from types import MethodType
 
@@ -14,14 +14,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
+from model.lora import blocks_of
 from run.memory import MemoryPlan
+from run.ranks import Ranks, whole
 
 
-def divided(plan: MemoryPlan, blocks: Iterable[torch.nn.Module], ranks: int) -> MemoryPlan:
+def divided(plan: MemoryPlan, model: PreTrainedModel, ranks: int) -> MemoryPlan:
     """What one of the ranks takes, by the plan of the whole model: its part of the state, and what is gathered for a
     while: two blocks, one of them ahead of its turn, and all that is outside of the blocks, with their gradients."""
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks]
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(model)]
     gathered = plan.weights - sum(sizes) + 2 * max(sizes)
     return replace(
         plan,
@@ -32,33 +35,29 @@ def divided(plan: MemoryPlan, blocks: Iterable[torch.nn.Module], ranks: int) -> 
     )
 
 
-def shard(
-    model: torch.nn.Module, blocks: Iterable[torch.nn.Module], device: torch.device, ranks: int, loss: Callable
-) -> Callable:
-    """Divide `model` among the ranks, onto their devices, block by block; returns `loss(model, batch)` for it.
+def parallelize(model: PreTrainedModel, loss_fn: Callable, device: torch.device, ranks: Ranks) -> Callable:
+    """Collective. Divide `model` among the ranks, onto their devices, block by block; returns `loss_fn(model, batch)`
+    for it. What is not sharded stays as it is.
 
     Gradients are summed over the ranks, not averaged: the loss is divided by the tokens of all of them already.
     """
-    mesh = init_device_mesh(device.type, (ranks,))
-    for part in (*blocks, model):
+    if not ranks.sharded:
+        return loss_fn
+    mesh = init_device_mesh(device.type, (ranks.size,))
+    for part in (*blocks_of(model), model):
         fully_shard(part, mesh=mesh)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     # The loss passes the model's own forward by; a registered method gathers the embeddings and the head like one.
-    model.sharded_loss = MethodType(loss, model)
+    model.sharded_loss = MethodType(loss_fn, model)
     register_fsdp_forward_method(model, "sharded_loss")
     return lambda model, batch: model.sharded_loss(batch)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each rank has a part, gathered; any other as it is. All ranks have to call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def all_whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """The same, one after the other, into the memory of the host; `keep`: on the rank that saves them.
+    """Collective, likewise: one after the other, into the memory of the host; `keep`: on the rank that saves them.
 
     What is one tensor under two names stays one: tied weights are saved once.
     """

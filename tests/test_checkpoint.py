@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +16,22 @@ import torch
 from conftest import ROOT, tiny_gpt2
 from safetensors import SafetensorError
 
-from run.checkpoint import (
-    Counters,
-    DamagedCheckpoint,
-    DiskFull,
+from run.checkpoint import load_training_state, optimizer_tensors, random_state, save_training_state
+from run.cli import UsageError
+from run.files import DamagedCheckpoint, DiskFull, check_free_space, clear_leftovers, verify, whole_folder, write_json
+from run.folders import (
     best_checkpoint,
-    check_free_space,
     checkpoints_of,
-    clear_leftovers,
     find_checkpoint,
     find_run,
-    load_training_state,
     new_run,
-    optimizer_tensors,
-    random_state,
     read_run,
     remove_old_checkpoints,
     run_of,
-    save_training_state,
-    verify,
     weights_of,
-    whole_folder,
-    write_json,
 )
-from run.cli import UsageError
 from run.lock import RunLock, read_holder
+from run.state import TrainState
 
 
 def test_a_folder_appears_whole_with_a_manifest(tmp_path):
@@ -179,7 +171,11 @@ def test_the_training_state_comes_back(tmp_path):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     torch.manual_seed(5)
     stepped(model, optimizer)
-    save_training_state(tmp_path, optimizer_tensors(model, optimizer), [random_state()], scaler, Counters(step=3))
+    state = TrainState.new(torch.device("cpu"))
+    for number, field in enumerate(fields(TrainState), start=1):  # every one of them, those to come too
+        kind = type(getattr(state, field.name))
+        setattr(state, field.name, torch.tensor(0.1 + number, dtype=torch.float64) if kind is torch.Tensor else number)
+    save_training_state(tmp_path, optimizer_tensors(model, optimizer), [random_state()], scaler, state)
     drawn = random.random(), np.random.rand()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     stepped(model, optimizer)  # draws from the random state as it was saved
@@ -188,7 +184,9 @@ def test_the_training_state_comes_back(tmp_path):
     again.load_state_dict(weights)
     fresh = torch.optim.AdamW(again.parameters(), lr=0.1, fused=True)
     torch.manual_seed(99)
-    assert load_training_state(tmp_path, again, fresh, scaler) == Counters(step=3)
+    put_back = TrainState.new(torch.device("cpu"))
+    load_training_state(tmp_path, again, fresh, scaler, put_back)
+    assert put_back.to_json() == state.to_json()
     assert (random.random(), np.random.rand()) == drawn
     stepped(again, fresh)
     for name, value in model.state_dict().items():
@@ -289,11 +287,13 @@ def test_each_rank_has_its_own_state_and_a_new_one_does_not_repeat_the_first_ste
     for step in (3, 4):
         folder = tmp_path / str(step)
         folder.mkdir()
-        save_training_state(folder, {}, states, scaler, Counters(step, micro_batch_tokens=512))
+        state = TrainState.new(torch.device("cpu"), micro_batch_tokens=512)
+        state.step = step
+        save_training_state(folder, {}, states, scaler, state)
         for rank in (0, 1, 2):
             torch.manual_seed(42 + rank)
-            loaded = load_training_state(folder, model, optimizer, scaler, rank)
-            seen[step, rank] = loaded.micro_batch_tokens, torch.rand(()).item()
+            load_training_state(folder, model, optimizer, scaler, state, rank)
+            seen[step, rank] = state.micro_batch_tokens, torch.rand(()).item()
     torch.manual_seed(42 + 2)
     beginning = torch.rand(()).item()
     assert [seen[3, rank][0] for rank in (0, 1, 2)] == [512, 256, 512]

@@ -1,10 +1,12 @@
 """The command line and the recipes."""
 
+from dataclasses import asdict
+
 import pytest
 from conftest import ROOT
 
 from run.cli import UsageError, did_you_mean
-from run.config import NEWEST, TrainConfig, from_json, parse_train, read_recipe, to_json, with_model_defaults
+from run.config import NEWEST, TrainConfig, from_json, parse_train, read_recipe, with_model_defaults
 
 
 def test_the_names_are_those_of_the_trainer_and_the_seed_values_are_the_defaults():
@@ -78,9 +80,9 @@ def test_resume_with_and_without_a_value():
 
 def test_a_saved_configuration_comes_back():
     config = parse_train(["--lr", "1e-3"]).config
-    assert from_json(to_json(config), "here") == config
+    assert from_json(asdict(config), "here") == config
     with pytest.raises(UsageError, match="unknown option colour"):
-        from_json(to_json(config) | {"colour": "red"}, "here")
+        from_json(asdict(config) | {"colour": "red"}, "here")
 
 
 def test_values_are_checked_wherever_they_come_from():

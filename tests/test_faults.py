@@ -10,9 +10,12 @@ from conftest import RECORDS, logged, stopped_at, write_data
 from kinds import folder_of
 from safetensors.torch import load_file, save_file
 
-from run.checkpoint import DamagedCheckpoint, DiskFull, checkpoints_of, seed_random_state, verify
+from run.checkpoint import seed_random_state
 from run.cli import INTERRUPTED, UsageError
-from run.finite import FiniteCheck, NonFiniteLoss
+from run.files import DamagedCheckpoint, DiskFull, verify
+from run.folders import checkpoints_of
+from run.guard import NonFiniteGuard, NonFiniteLoss
+from run.state import TrainState
 from text.errors import DataError
 from text.template import load_template
 
@@ -89,14 +92,13 @@ def test_a_disk_that_fills_up_in_a_save_leaves_the_checkpoint_before(
     tmp_path, data, gpt2_folder, train, small_disk, monkeypatch
 ):
     """Real writes of all the libraries involved, on a disk that is full a little later each time."""
-    import run.checkpoint
-
     disk, leave = small_disk
     with stopped_at(1):
         args = ("--model", gpt2_folder, "--output_dir", disk, "--run_name", "a", "--max_steps", 9, *COMMON)
         train(*args)
     whole = sum(file.stat().st_size for file in (disk / "a" / "checkpoint-1").rglob("*"))
-    monkeypatch.setattr(run.checkpoint, "check_free_space", lambda folder, needed: 0)
+    for module in ("run.checkpoint", "run.plan"):
+        monkeypatch.setattr(f"{module}.check_free_space", lambda folder, needed: 0)
     failed = 0
     for share in [i / 12 for i in range(14)]:
         leave(int(whole * share) + 20_000)  # 20 KB for metrics.jsonl and the lock
@@ -144,10 +146,8 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, dat
 
 @pytest.mark.parametrize("more", [(), ("--lora",), ("--lora", "--load_in_4bit")], ids=["full", "lora", "lora-4bit"])
 def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, train, monkeypatch, capsys, more):
-    import train as script
-
     losses = iter([3.0, 1.0, 2.0, 2.0])
-    monkeypatch.setattr(script, "mean_loss", lambda *args: next(losses))
+    monkeypatch.setattr("run.validation.mean_loss", lambda *args: next(losses))
     options = ("--save_steps", 2, "--eval_steps", 2, "--load_best_model_at_end", "--max_steps", 6)
     model = folder_of("qwen2", tmp_path / "base")
     assert train("--model", model, "--run_name", "a", "--learning_rate", 1e-2, *COMMON, *options, *more) == 0
@@ -338,20 +338,21 @@ def test_an_overflow_of_fp16_is_skipped_counted_and_lowers_the_scale():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    finite = FiniteCheck(None, limit=10, skipped=0, in_a_row=0)
-    for step, factor in enumerate((1.0, float("inf"), 1.0)):
+    state = TrainState.new(torch.device("cpu"))
+    guard = NonFiniteGuard(state, optimizer, scaler, None, max_skipped_steps=10)
+    for factor in (1.0, float("inf"), 1.0):
         loss = (weight * factor).sum()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
         before = weight.detach().clone()
-        finite.guard(optimizer, scaler, torch.ones(()), norm, step, ["U"])
+        guard.check(torch.ones(()), norm, ["U"])
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         assert torch.equal(before, weight) == (factor != 1.0)
-    finite.settle()
-    assert (finite.skipped, finite.in_a_row, scaler.get_scale()) == (1, 0, 4.0)
+    guard.settle()
+    assert (state.skipped_steps, state.skipped_in_a_row, scaler.get_scale()) == (1, 0, 4.0)
     assert optimizer.state[weight]["step"] == 2
 
 

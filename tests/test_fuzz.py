@@ -15,9 +15,10 @@ from model.adapter import adapter_base, load_adapter, save_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import weights_to_save
 from model.lora import Lora, unwrap, wrap
-from run.checkpoint import DamagedCheckpoint, read_run, verify, whole_folder
 from run.cli import UsageError
 from run.config import from_json, read_recipe
+from run.files import DamagedCheckpoint, verify, whole_folder
+from run.folders import read_run
 from run.lock import read_holder
 from run.log import read_metrics
 from text.errors import DataError

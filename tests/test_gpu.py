@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_gpt2
 
 from model.attention import use_flat_attention
-from model.loss import CHUNK_ROWS, summed_loss
+from model.loss import summed_loss
 from run.device import pick_machine
 from run.memory import plan_memory
 from text.batch import blank_batch
@@ -58,10 +58,8 @@ def test_an_overflow_is_skipped_and_the_scale_recovers(model):
 
 def test_the_plan_is_within_15_percent_of_the_allocator(model):
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    device, head = torch.device("cuda"), model.get_output_embeddings().weight
-    plan = plan_memory(
-        model, head, CHUNK_ROWS, lambda tokens: summed_loss(model, blank_batch(2, tokens // 2).to(device))
-    )
+    device = torch.device("cuda")
+    plan = plan_memory(model, pick_machine("cuda", "fp32"))
 
     def step() -> None:
         for _ in range(2):

@@ -35,6 +35,26 @@ def test_scripts_never_import_scripts(name):
     assert not imported(ROOT / f"{name}.py") & set(SCRIPTS)
 
 
+def test_what_every_process_must_call_says_so_in_its_first_word():
+    """A gather that one process leaves out keeps the others waiting for half an hour."""
+    collective = {"gather", "from_main", "collect", "all_whole", "create_folder", "all_gather_object", "all_reduce"}
+    for path in (ROOT / "run").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not nested(path, node):
+                calls = {getattr(n.func, "attr", getattr(n.func, "id", "")) for n in ast.walk(node) if is_call(n)}
+                if calls & collective:
+                    assert (ast.get_docstring(node) or "").startswith("Collective"), (path.name, node.name)
+
+
+def is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call)
+
+
+def nested(path: Path, function: ast.FunctionDef) -> bool:
+    """Whether it stands inside another function."""
+    return function.col_offset > 4
+
+
 def test_no_pickle_is_opened_and_no_foreign_code_is_run():
     for path in OURS:
         tree = ast.parse(path.read_text(encoding="utf-8"))

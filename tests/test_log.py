@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from run.log import MetricsFile, Stopwatch, clock, eta_seconds, learning_rate_at, progress_line, short, size
+from run.log import MetricsFile, Stopwatch, clock, eta_seconds, progress_line, short, size
+from run.plan import learning_rate_at
 
 
 @pytest.mark.parametrize(

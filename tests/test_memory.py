@@ -1,6 +1,8 @@
 """The plan against what tensors really take, and recovery from an out-of-memory error."""
 
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -10,18 +12,16 @@ from safetensors.torch import load_file
 from model.attention import use_flat_attention
 from model.linear import use_onednn
 from model.lora import Lora, round_frozen, wrap
-from model.loss import CHUNK_ROWS, summed_loss
+from model.loss import summed_loss
 from run.cli import run_script
 from run.device import pick_machine
-from run.memory import (
-    MemoryPlan,
-    OutOfMemory,
-    TensorAccounting,
-    plan_memory,
-    smaller_micro_batch,
-    with_less_when_full,
-)
-from text.batch import blank_batch
+from run.files import verify
+from run.memory import MemoryPlan, OutOfMemory, TensorAccounting, plan_memory
+from run.micro_batch import MicroBatcher, smaller_micro_batch, with_less_when_full
+from run.ranks import Ranks
+from run.state import TrainState
+from text.batch import Encoder, blank_batch, step_batch
+from text.template import QA
 
 PLAN = MemoryPlan(
     weights=100,
@@ -53,13 +53,12 @@ def test_the_plan_is_within_15_percent_of_what_a_step_takes(
     use_onednn(model)
     use_flat_attention(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    head = model.get_output_embeddings().weight
 
     def loss_of(batch) -> torch.Tensor:
         with machine.autocast():
             return summed_loss(model, batch)
 
-    plan = plan_memory(model, head, CHUNK_ROWS, lambda tokens: loss_of(blank_batch(2, tokens // 2)))
+    plan = plan_memory(model, machine)
 
     def step() -> None:
         for _ in range(micro_batches):
@@ -191,15 +190,40 @@ def test_the_step_that_is_done_again_draws_the_same_dropout(tmp_path, data, gpt2
     train("--run_name", "whole", *common)
     with monkeypatch.context() as patch:
         patch.setattr(script, "summed_loss", out_of_memory_once(script, 2 + 6))
-        patch.setattr(script.memory, "smaller_micro_batch", one_failure_without_halving)
+        patch.setattr("run.micro_batch.smaller_micro_batch", one_failure_without_halving)
         train("--run_name", "recovered", *common)
     expected, got = (load_file(tmp_path / "runs" / r / "final" / "model.safetensors") for r in ("whole", "recovered"))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_the_failed_attempt_is_gone_before_the_next_one_begins(records, tokenizer):
+    """Else a step would be done again with less memory than before. The error's traceback holds what it made."""
+    batch = step_batch(Encoder(tokenizer, QA, 256).rows(records), 200)
+    weight = torch.nn.Parameter(torch.ones(2))
+    state = TrainState.new(torch.device("cpu"), micro_batch_tokens=200)
+    batcher = MicroBatcher(state, torch.optim.SGD([weight]), torch.device("cpu"), Ranks())
+    made, gradients = [], []
+
+    def forward_backward(micro_batches, supervised):
+        if not made:
+            activations = weight * torch.ones(1000, 2)
+            made.append(weakref.ref(activations))
+            activations.sum().backward()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        made.append(made[0]())
+        gradients.append(weight.grad)
+        return len(micro_batches)
+
+    gc.disable()
+    try:
+        assert batcher.run(forward_backward, batch) > len(batch.prepared)
+    finally:
+        gc.enable()
+    assert made[1] is None and gradients == [None] and state.micro_batch_tokens == 100
+
+
 def test_at_the_smallest_micro_batch_it_ends_with_exit_code_4(tmp_path, data, gpt2_folder, train, monkeypatch):
     import train as script
-    from run.checkpoint import verify
 
     calls = iter(range(10**6))
 
@@ -223,10 +247,8 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 
 def test_memory_that_cannot_suffice_is_said_before_the_first_step(tmp_path, gpt2_folder, train, monkeypatch):
-    import train as script
-
     write_data(tmp_path / "data", RECORDS)
-    monkeypatch.setattr(script.memory, "free_memory", lambda device: 10_000)
+    monkeypatch.setattr("run.plan.free_memory", lambda device: 10_000)
     with pytest.raises(OutOfMemory, match="--lora"):
         train("--model", gpt2_folder)
     assert not (tmp_path / "runs").exists()

@@ -8,8 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from run.checkpoint import checkpoints_of, verify
 from run.cli import INTERRUPTED
+from run.files import verify
+from run.folders import checkpoints_of
 
 SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 

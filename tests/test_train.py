@@ -1,16 +1,20 @@
 """train.py as a whole, on models that take a second."""
 
+import gc
 import json
 
 import pytest
 import torch
-from conftest import RECORDS, ROOT, logged, script, shared_assets, stopped_at, write_data
+from conftest import RECORDS, logged, script, shared_assets, stopped_at, write_data
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from model.load import UnsupportedModel
-from run.checkpoint import verify
+from model.loss import summed_loss
+from run.checkpoint import CheckpointManager, random_state
 from run.cli import INTERRUPTED, UsageError
+from run.files import verify
+from run.validation import Samples
 from text.errors import DataError
 
 QUICK = ("--max_steps", 6, "--per_device_train_batch_size", 4, "--save_steps", 3, "--eval_steps", 2)
@@ -86,15 +90,61 @@ def test_a_resumed_run_is_the_same_run(tmp_path, data, gpt2_folder, train, dropo
     assert [[e.get(k) for k in same] for e in logged(whole)] == [[e.get(k) for k in same] for e in logged(parts)]
 
 
-def test_a_stop_between_two_log_lines_does_not_change_them(tmp_path, data, gpt2_folder, train):
+@pytest.mark.parametrize("stop", [5, 8])  # between two lines of the log; at a step that is logged and saved
+def test_a_stop_does_not_change_the_lines_of_the_log(tmp_path, data, gpt2_folder, train, stop):
     common = ("--model", gpt2_folder, "--logging_steps", 4, "--per_device_train_batch_size", 2, "--max_steps", 12)
     train("--run_name", "whole", *common)
-    with stopped_at(5):
-        assert train("--run_name", "parts", *common) == INTERRUPTED
-    assert (tmp_path / "runs" / "parts" / "checkpoint-5").is_dir()
+    with stopped_at(stop):
+        assert train("--run_name", "parts", *common, "--save_steps", 4) == INTERRUPTED
+    assert (tmp_path / "runs" / "parts" / f"checkpoint-{stop}").is_dir()
     train("--resume", tmp_path / "runs" / "parts")
     whole, parts = ([(e["step"], e["loss"]) for e in logged(tmp_path / "runs" / name)] for name in ("whole", "parts"))
     assert whole == parts
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_nothing_draws_between_restore_and_the_first_step(tmp_path, data, gpt2_folder, train, monkeypatch, resume):
+    """What drew there would make a resumed run another one."""
+    import train as script
+
+    options = ("--model", gpt2_folder, "--run_name", "a", "--max_steps", 4, "--dropout", 0.1, "--save_steps", 2)
+    if resume:
+        with stopped_at(2):
+            train(*options)
+    seen, restore = [], CheckpointManager.restore
+
+    def restored(self, plan):
+        state = restore(self, plan)
+        seen.append(random_state())
+        return state
+
+    def loss_fn(model, batch):
+        if len(seen) == 1:  # not those before `restore`: the memory plan calls it too
+            seen.append(random_state())
+        return summed_loss(model, batch)
+
+    monkeypatch.setattr(CheckpointManager, "restore", restored)
+    monkeypatch.setattr(script, "summed_loss", loss_fn)
+    train(*(("--resume", tmp_path / "runs" / "a") if resume else options))
+    after_restore, at_first_step = seen
+    assert all(torch.equal(after_restore[key], at_first_step[key]) for key in after_restore)
+
+
+def test_a_run_that_exists_is_refused_before_the_base_is_asked(tmp_path, data, gpt2_folder, train, monkeypatch):
+    options = ("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1)
+    train(*options)
+    monkeypatch.setattr(Samples, "answers", lambda self: pytest.fail("it was asked"))
+    with pytest.raises(UsageError, match="exists"):
+        train(*options)
+
+
+def test_the_lock_goes_with_the_session_and_needs_no_garbage_collection(tmp_path, data, gpt2_folder, train):
+    gc.disable()
+    try:
+        train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 2, "--dropout", 0.1)
+        assert not (tmp_path / "runs" / "a" / "lock.json").exists()
+    finally:
+        gc.enable()
 
 
 def test_ctrl_c_saves_and_the_printed_command_goes_on(tmp_path, data, gpt2_folder, train, capsys):
@@ -206,14 +256,3 @@ def test_resuming_an_older_checkpoint_keeps_what_it_saves(tmp_path, data, gpt2_f
         patch.setattr(script_module, "StopRequest", StopAtOnce)
         assert train("--resume", run / "checkpoint-3", "--save_total_limit", 1) == INTERRUPTED
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-4"]
-
-
-def test_the_loop_is_on_the_page():
-    """From `for` to `zero_grad` at most 35 lines, with every part of the step visible in them."""
-    lines = (ROOT / "train.py").read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.strip().startswith("for batch in"))
-    end = max(i for i in range(start, len(lines)) if "zero_grad" in lines[i])
-    loop = "\n".join(lines[start : end + 1])
-    assert end - start + 1 <= 35
-    for part in ("loss_of(", ".backward()", "unscale_", "clip_grad_norm_", "scaler.step(", "zero_grad"):
-        assert part in loop

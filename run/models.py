@@ -1,0 +1,106 @@
+"""A model and what speaks to it: weights, tokenizer and template of a run, an adapter or a base."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from model.attention import use_flat_attention
+from model.linear import use_onednn
+from model.load import POCKET_VOCABULARY, check_window, fingerprint, load_model, load_tokenizer, pocket_model
+from model.lora import Lora, lora_layers, round_frozen, wrap
+from model.loss import check_flat_loss
+from run.cli import UsageError
+from run.config import TrainConfig
+from run.device import Machine
+from run.session import Session
+from text.batch import Encoder, sample_batch
+from text.bpe import train_bpe
+from text.stream import RecordFile
+from text.template import Template, choose_template, fit_tokenizer, template_of_run
+
+RECORDS_FOR_BPE = 50_000  # of the training split: more of them find the same 3,072 pieces
+
+
+def load(
+    source: str | Path,
+    template: Template,
+    max_length: int = 0,
+    machine: Machine | None = None,
+    four_bit: bool = False,
+    base: str | None = None,
+) -> tuple[PreTrainedModel, Encoder]:
+    """The model in the folder or hub id `source`, and the encoder that asks it in the words of `template`.
+
+    `machine`: where to put it, the CPU in fp32 by default. `base`: instead of the one that an adapter names.
+    Raises `ModelUnavailable`, `UnsupportedModel`, or `DataError` when the template does not fit the tokenizer.
+    """
+    encoder = encoder_of(base or source, template, max_length)
+    dtype, device = (machine.dtype, machine.device) if machine else (torch.float32, "cpu")
+    return load_model(source, four_bit=four_bit, compute_dtype=dtype, base=base).to(device), encoder
+
+
+def encoder_of(source: str | Path, template: Template, max_length: int = 0) -> Encoder:
+    """The tokenizer of `source` with `template`."""
+    tokenizer = load_tokenizer(source)
+    fit_tokenizer(tokenizer, template)
+    return Encoder(tokenizer, template, max_length)
+
+
+# -- for training -----------------------------------------------------------------------------------------------------
+
+
+def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrainedModel, Encoder]:
+    """The model with fp32 weights, in eval mode, on the CPU: from a checkpoint, the hub, a folder, or nothing.
+
+    Raises `UsageError` when a run goes on beside other weights than those it began with, `UnsupportedModel` when
+    `--max_length` does not fit the model, and what `load` raises.
+    """
+    config, run, weights = session.config, session.folder, session.weights
+    if weights is None:
+        template = choose_template(config.template, config.language)
+        some = islice(train_file, RECORDS_FOR_BPE)
+        texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
+        tokenizer = train_bpe(texts, POCKET_VOCABULARY)
+        model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
+    else:
+        model = load_model(weights, config.dropout, config.load_in_4bit, session.machine.dtype)
+        tokenizer = load_tokenizer(weights)
+        named = session.command.given.get("template")
+        template = template_of_run(run, named) if run else choose_template(config.template, config.language, tokenizer)
+    name, has_adapter = config.model_name_or_path, bool(lora_layers(model))
+    if has_adapter and not session.checkpoint and not config.lora:
+        raise UsageError(f"{name} is an adapter. Train it further with --lora, or merge it first: python export.py.")
+    session.base_weights = fingerprint(model)
+    base_is_loaded = config.lora or not session.checkpoint
+    if not session.is_new and base_is_loaded and session.saved["base_weights"] != session.base_weights:
+        raise UsageError(f"{run} was trained from other weights than those that {name} has now: bring them back.")
+    check_window(model.config, config.max_length, name)
+    fit_tokenizer(tokenizer, template)
+    encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
+    model.generation_config.eos_token_id = encoder.end_token  # where other programs stop
+    return model, encoder
+
+
+def add_lora(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Freeze the weights and put A and B beside the linear layers, unless a checkpoint has brought them.
+
+    Raises `UnsupportedModel` when no layer is called as `--lora_target_modules` says.
+    """
+    if not lora_layers(model):
+        targets = tuple((config.lora_target_modules or "").replace(",", " ").split())
+        lora = Lora(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_rslora, targets)
+        wrap(model, lora, config.seed)
+
+
+def use_flat_batches(model: PreTrainedModel, session: Session) -> None:
+    """Onto the device, where it takes records end to end from here on.
+
+    Raises `UnsupportedModel` when it does not give for them what it gives for each record alone.
+    """
+    # Too large for one device, a model is measured on the host, and divided after that.
+    use_onednn(model.to("cpu" if session.ranks.sharded else session.machine.device))
+    check_flat_loss(model, sample_batch().to(model.device), session.config.model_name_or_path)
+    use_flat_attention(model)
+    round_frozen(model, session.machine.dtype)

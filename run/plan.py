@@ -1,0 +1,138 @@
+"""What a run will do, said before its first step: steps, learning rate, micro-batch, memory, disk."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
+
+from run.cli import UsageError
+from run.config import TrainConfig
+from run.data import Data
+from run.files import check_free_space
+from run.folders import step_of
+from run.log import short, size, table
+from run.memory import MemoryPlan, free_memory, plan_memory, stay_on_the_card
+from run.session import Session
+from run.shard import divided
+from text.batch import Encoder
+from text.stream import steps_per_epoch
+
+CPU_TOKENS = 1024  # at once on a CPU, where larger micro-batches take more memory and no less time
+
+
+class Due(NamedTuple):
+    """What follows a step."""
+
+    log: bool
+    validate: bool
+    save: bool
+    leave: bool  # the last step, or somebody asked to stop: saved among skipped steps too
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    config: TrainConfig
+    total_steps: int
+    epoch_steps: int
+    warmup_steps: int
+    records_per_step: int  # of all ranks
+    micro_batch_tokens: int
+    val_records: int
+    rows: list[tuple[str, str]]  # for the screen
+
+    def learning_rate_at(self, step: int) -> float:
+        """Of optimizer step `step`, counted from 0."""
+        peak, schedule = self.config.learning_rate, self.config.lr_scheduler_type
+        return learning_rate_at(step, self.total_steps, self.warmup_steps, peak, schedule)
+
+    def due(self, step: int, stopping: bool) -> Due:
+        """What follows when `step` steps are done; the same on every rank, for much of it is collective."""
+        config, last = self.config, step == self.total_steps
+        validate = step % config.eval_steps == 0 or last
+        return Due(
+            log=step % config.logging_steps == 0 or step in (1, 10) or validate,
+            validate=validate and self.val_records > 0,
+            save=step % config.save_steps == 0 or last or stopping,
+            leave=last or stopping,
+            interrupted=stopping and not last,
+        )
+
+    def table(self) -> str:
+        return table(self.rows)
+
+
+def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float, schedule: str) -> float:
+    """The learning rate of optimizer step `step`, counted from 0: warm-up, then linear or cosine decay to 0.
+
+    The same numbers as transformers' `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress)
+
+
+def measure_memory(session: Session, model: PreTrainedModel, loss_fn: Callable) -> MemoryPlan:
+    """What a step takes on one rank. Draws random numbers when dropout is on."""
+    memory = plan_memory(model.train(), session.machine, loss_fn)
+    return divided(memory, model, session.ranks.size) if session.ranks.sharded else memory
+
+
+def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Encoder, memory: MemoryPlan) -> TrainPlan:
+    """Reads the free memory and the free disk.
+
+    Raises `OutOfMemory` or `DiskFull` when they do not suffice, `UsageError` when nothing could be learned: the run is
+    past its last step already, or no answer has room in `--max_length`.
+    """
+    config, device, train = session.config, session.machine.device, data.train
+    available = free_memory(device)
+    stay_on_the_card(device)
+    step_tokens = config.records_per_step * config.max_length
+    fitting = memory.largest_micro_batch(available, config.max_length, at_most=step_tokens)
+    micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, CPU_TOKENS))
+
+    epoch_steps = steps_per_epoch(len(train), session.records_per_step)
+    total_steps = config.max_steps or math.ceil(config.num_train_epochs * epoch_steps)
+    if session.checkpoint and step_of(session.checkpoint) > total_steps:
+        raise UsageError(f"{session.checkpoint} is past step {total_steps} already: name more --max_steps or --epochs.")
+    warmup_steps = math.ceil(config.warmup_ratio * total_steps)
+
+    sample = encoder.rows([train[i] for i in range(min(len(train), 500))])
+    if not any(len(row.ids) > row.first_supervised for row in sample):
+        raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
+    tokens = sum(len(row.ids) for row in sample) / len(sample) * session.records_per_step * total_steps
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    val_records = min(len(data.val), config.max_eval_samples)
+    disk = 12 * trainable  # fp32 weights and the two moments of AdamW
+    free_disk = check_free_space(Path(config.output_dir), disk_needed(disk, config))
+    parameters = f"{short(model.num_parameters())} parameters, {short(trainable)} trained"
+    rise = "up from 0 to " if warmup_steps else ""  # so the first step of all changes nothing
+    rows = [
+        ("model", f"{config.model_name_or_path} ({session.why_this_model}), {parameters}"),
+        ("device", f"{session.machine.name}, {session.machine.precision}"),
+        ("records", f"{len(train):,} in {train.path}, {val_records:,} to validate on"),
+        ("steps", f"{total_steps:,} of {session.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
+        ("tokens", f"about {short(tokens)} in all"),
+        ("learning rate", f"{rise}{config.learning_rate:.1e} at step {warmup_steps + 1:,}, then down to 0"),
+        *memory.rows(micro_batch_tokens, step_tokens, available),
+        ("checkpoint", f"{size(disk)}, {size(free_disk)} free on the disk"),
+    ]
+    if session.weights is None:
+        vocabulary = len(encoder.tokenizer)
+        rows.append(("first loss", f"about {math.log(vocabulary):.2f} = ln {vocabulary:,}: every token as likely"))
+    if session.machine.hint:
+        rows.append(("note", session.machine.hint))
+    return TrainPlan(
+        config, total_steps, epoch_steps, warmup_steps, session.records_per_step, micro_batch_tokens, val_records, rows
+    )
+
+
+def disk_needed(checkpoint: int, config: TrainConfig) -> int:
+    """The most bytes that a run has on the disk at once: while the newest checkpoint is written, the one before is
+    still whole; the others, `final` and `base` are weights alone, a third of a checkpoint."""
+    kept = config.save_total_limit + config.load_best_model_at_end
+    return 2 * checkpoint + (kept + 1) * checkpoint // 3
