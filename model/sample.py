@@ -90,11 +90,11 @@ def tokens_of(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        cache = output.past_key_values
+        cache = output.cache
         # Every stream moves on at every step, so that it does not matter when the others end.
         uniform = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
         chosen = next_tokens(output.logits[:, -1].float(), written, sampling, uniform).tolist()
