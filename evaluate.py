@@ -66,7 +66,7 @@ from run.data import open_split
 from run.device import Machine, pick_machine
 from run.files import write_json
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
-from run.models import load
+from run.loading import load
 from text.answer import decode, stop_rule
 from text.batch import flat_batches
 from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate

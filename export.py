@@ -48,8 +48,8 @@ from model.load import load_model, save_model
 from model.lora import lora_layers, merge
 from run.files import whole_folder
 from run.folders import find_run, weights_of
+from run.loading import load
 from run.log import size
-from run.models import load
 from text.template import QA, Template, load_template, opening_of
 
 # Largest difference of two logits, as a share of the largest logit, that rounding alone explains.

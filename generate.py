@@ -83,7 +83,7 @@ from model.lora import unwrap
 from model.sample import Sampling, generate, tokens_of
 from run.device import pick_machine
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
-from run.models import encoder_of, load
+from run.loading import encoder_of, load
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
 from text.errors import DataError

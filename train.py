@@ -22,9 +22,9 @@ from run.checkpoint import CheckpointManager
 from run.cli import INTERRUPTED, run_script
 from run.data import make_train_loader, open_data
 from run.guard import NonFiniteGuard
+from run.loading import add_lora, load_for_training, use_flat_batches
 from run.log import MetricLogger, Stopwatch
 from run.micro_batch import MicroBatcher
-from run.models import add_lora, load_for_training, use_flat_batches
 from run.plan import make_plan, measure_memory
 from run.session import open_session
 from run.shard import parallelize

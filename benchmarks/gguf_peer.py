@@ -28,7 +28,7 @@ from model.load import load_tokenizer
 from model.sample import Sampling, generate
 from run.files import read_json
 from run.folders import find_run, weights_of
-from run.models import load
+from run.loading import load
 from text.stream import RecordFile
 from text.template import load_template
 

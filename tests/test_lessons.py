@@ -8,7 +8,7 @@ from conftest import ROOT, logged
 
 from catalogue.prepare import prepare
 from lessons import plain_loop
-from run import models
+from run import loading
 from run.data import EXAMPLE_CATALOGUE
 
 STEPS, EPSILON = 20, {torch.float32: 1e-4, torch.float64: 1e-5}
@@ -25,8 +25,8 @@ def test_plain_loop_and_page_log_the_same_numbers(tmp_path, train, monkeypatch, 
     plain_loop.main(tmp_path / "data" / "train.jsonl", dtype)
     plain = [tuple(map(float, pair)) for pair in re.findall(r"loss (\S+)  grad_norm (\S+)", capsys.readouterr().out)]
 
-    pocket = models.pocket_model
-    monkeypatch.setattr(models, "pocket_model", lambda *args: pocket(*args).to(dtype))
+    pocket = loading.pocket_model
+    monkeypatch.setattr(loading, "pocket_model", lambda *args: pocket(*args).to(dtype))
     options = ("--model", "pocket", "--run_name", "a", "--question_share", 0, "--logging_steps", 1)
     assert train(*options, "--max_steps", STEPS) == 0
     page = [(entry["loss"], entry["grad_norm"]) for entry in logged(tmp_path / "runs" / "a")]

@@ -2,13 +2,16 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from run.log import MetricsFile, Stopwatch, clock, eta_seconds, progress_line, short, size
+from run.log import MetricLogger, MetricsFile, Stopwatch, clock, eta_seconds, progress_line, short, size
 from run.plan import learning_rate_at
+from run.ranks import Ranks
+from run.state import TrainState
 
 
 @pytest.mark.parametrize(
@@ -76,3 +79,20 @@ def test_waiting_is_told_from_computing(monkeypatch):
     watch = Stopwatch()  # at 0; the first item takes 3 seconds, the second 1
     assert list(watch.waiting_for("ab")) == ["a", "b"]
     assert watch.lap() == (40.0, 4.0)
+
+
+def test_an_entry_has_the_mean_over_the_tokens_since_the_entry_before(tmp_path, capsys):
+    """Without the steps whose loss is not finite: they changed nothing."""
+    plan = SimpleNamespace(total_steps=4, epoch_steps=2, learning_rate_at=lambda step: step / 10)
+    state = TrainState.new(torch.device("cpu"))
+    metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), Stopwatch(), Ranks())
+    for loss_sum, supervised in ((6.0, 3), (math.nan, 5), (4.0, 1)):
+        state.count(torch.tensor(loss_sum, dtype=torch.float64), supervised)
+    first = metrics.entry(torch.tensor(0.5))
+    assert (first["step"], first["epoch"], first["loss"], first["grad_norm"]) == (3, 1.5, 10 / 4, 0.5)
+    assert first["learning_rate"] == 0.2  # of the step that is done: the third
+    metrics.write(first)
+    state.count(torch.tensor(2.0, dtype=torch.float64), 1)
+    assert metrics.entry(torch.tensor(0.5))["loss"] == 2.0
+    assert "loss 2.5000" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))["loss"] == 2.5
