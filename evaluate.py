@@ -11,7 +11,7 @@ bases side by side: as they come, and after the same few steps of train.py, each
 
 from pathlib import Path
 
-from run.cli import Parser, run_script
+from run.cli import Parser, integer, run_script
 
 
 def parse(args: list[str] | None = None):
@@ -20,15 +20,17 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
     parser.add_argument("--data_dir", "--data", type=Path, metavar="FOLDER", help="default: the run's own")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="[test]")
-    parser.add_argument("--max_samples", type=int, default=300, metavar="N", help="held-out records [300]")
-    parser.add_argument("--max_new_tokens", type=int, default=220, metavar="N", help="[220]")
-    parser.add_argument("--batch_size", type=int, default=32, metavar="N", help="answers written at once [32]")
+    parser.add_argument("--max_samples", type=integer(1), default=300, metavar="N", help="held-out records [300]")
+    parser.add_argument("--max_new_tokens", type=integer(1), default=220, metavar="N", help="[220]")
+    parser.add_argument(
+        "--batch_size", type=integer(1, most=4096), default=32, metavar="N", help="answers written at once [32]"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="facts of the titles; default: the example's")
     parser.add_argument(
         "--compare", nargs="+", metavar="MODEL", help="bases side by side, before and after --max_steps"
     )
-    parser.add_argument("--max_steps", type=int, metavar="N", help="with --compare: steps for each [100]")
+    parser.add_argument("--max_steps", type=integer(1), metavar="N", help="with --compare: steps for each [100]")
     parser.add_argument("--lora", action="store_true", help="with --compare: adapters instead of every weight")
     parser.add_argument("--load_in_4bit", action="store_true", help="with --compare --lora: the bases in NF4")
     parser.add_argument("--template", metavar="NAME|FILE", help="with --compare: the prompt, as train.py takes it [qa]")
@@ -40,10 +42,6 @@ def parse(args: list[str] | None = None):
     if not options.compare and (named := [name for name in training if getattr(options, name)]):
         parser.error(f"--{named[0]} is for the training of --compare.")
     options.template, options.language = options.template or "qa", options.language or "en"
-    if options.max_steps is not None and options.max_steps < 1:
-        parser.error("--max_steps is at least 1.")
-    if min(options.max_samples, options.max_new_tokens, options.batch_size) < 1:
-        parser.error("--max_samples, --max_new_tokens and --batch_size are at least 1.")
     return options
 
 

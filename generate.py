@@ -11,7 +11,7 @@ python generate.py --sources 3                lists under each answer the produc
 import sys
 from pathlib import Path
 
-from run.cli import Parser, UsageError, run_script
+from run.cli import Parser, UsageError, integer, real, run_script
 
 
 def parse(args: list[str] | None = None):
@@ -30,20 +30,21 @@ def parse(args: list[str] | None = None):
         help="a title or a question; may be given several times",
     )
     parser.add_argument("--titles", type=Path, metavar="FILE", help="a title a line; JSONL goes to standard output")
-    parser.add_argument("--sources", type=int, default=0, metavar="K", help="list the K nearest products [0]")
+    parser.add_argument("--sources", type=integer(0, most=1000), default=0, metavar="K", help="list K products [0]")
     parser.add_argument("--grounded", action="store_true", help="put the nearest product's content into the prompt")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="with the catalogue; default: the run's own data")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--temperature", type=float, default=0.7, metavar="X", help="lower is safer [0.7]")
-    parser.add_argument("--top_k", type=int, default=50, metavar="N", help="draw from the N likeliest; 0: all [50]")
-    parser.add_argument("--top_p", type=float, default=0.95, metavar="X", help="and from this share of them [0.95]")
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, metavar="X", help="above 1 avoids words [1.0]")
-    parser.add_argument("--no_repeat_ngram_size", type=int, metavar="N", help="0: may repeat [4; 0 with --greedy]")
-    parser.add_argument("--max_new_tokens", type=int, default=220, metavar="N", help="[220]")
-    parser.add_argument("--num_return_sequences", type=int, default=1, metavar="N", help="answers for each title [1]")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="[42]")
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token, as with --temperature 0")
+    parser.add_argument("--temperature", type=real(0, most=100), default=0.7, metavar="X", help="low is safe [0.7]")
+    parser.add_argument("--top_k", type=integer(0), default=50, metavar="N", help="of the N likeliest; 0: all [50]")
+    parser.add_argument("--top_p", type=real(1e-6, most=1), default=0.95, metavar="X", help="of that share [0.95]")
+    parser.add_argument("--repetition_penalty", type=real(0.1, most=10), default=1.0, metavar="X", help="[1.0]")
+    parser.add_argument("--no_repeat_ngram_size", type=integer(0), metavar="N", help="0: may repeat [4; greedy 0]")
+    parser.add_argument("--max_new_tokens", type=integer(1), default=220, metavar="N", help="[220]")
+    parser.add_argument("--num_return_sequences", type=integer(1, most=1000), default=1, metavar="N", help="[1]")
+    parser.add_argument("--seed", type=integer(0), default=42, metavar="N", help="[42]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     options = parser.parse_args(args)
+    options.greedy |= options.temperature < 0.01  # smaller ones overflow
     if options.no_repeat_ngram_size is None:
         options.no_repeat_ngram_size = 0 if options.greedy else 4
     if options.title and not all(map(str.strip, options.title)):
@@ -58,14 +59,6 @@ def parse(args: list[str] | None = None):
         parser.error("give --title or --titles, not both.")
     if options.greedy and options.num_return_sequences > 1:
         parser.error("--greedy has only one answer for a title; leave --num_return_sequences out.")
-    if options.temperature <= 0:
-        parser.error("--temperature must be above 0; for the likeliest token every time use --greedy.")
-    if not 0 < options.top_p <= 1 or options.repetition_penalty <= 0:
-        parser.error("--top_p lies above 0 and up to 1, --repetition_penalty above 0.")
-    if min(options.max_new_tokens, options.num_return_sequences) < 1:
-        parser.error("--max_new_tokens and --num_return_sequences are at least 1.")
-    if min(options.top_k, options.seed, options.sources) < 0:
-        parser.error("--top_k, --seed and --sources are at least 0.")
     return options
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
 LOST_RANK = (
@@ -21,6 +22,7 @@ ENVIRONMENT = 3
 OUT_OF_MEMORY = 4
 DISK = 6
 INTERRUPTED = 130
+MOST = 2**53  # of a number without a limit of its own: up to here a float counts whole numbers
 
 # On Windows the Fortran runtime in numpy's and torch's MKL ends the process at Ctrl-C, before Python hears of it. It
 # reads this as it is loaded, and every script imports this module before them.
@@ -74,6 +76,32 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """`; did you mean NEAREST?`, or nothing when no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def number(kind: type, least: float, most: float) -> Callable[[str], float]:
+    """For `add_argument(type=)`: an int or a float from `least` to `most`."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        try:
+            check_number(value, least=least, most=most)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    read.__name__ = kind.__name__  # argparse says it where the text is no number at all
+    return read
+
+
+integer, real = partial(number, int, most=MOST), partial(number, float, most=MOST)
+
+
+def check_number(value: float, name: str = "", least: float = -MOST, most: float = MOST) -> None:
+    """The one place where a number from outside is checked. Raises `UsageError` unless `least` <= it <= `most`."""
+    what = f"{name}: {str(value)[:24]}" if name else str(value)[:24]
+    for fits, limit in ((value >= least, f"at least {least:g}"), (value <= most, f"at most {most:g}")):
+        if not fits:  # asked in this way, nan never fits
+            raise UsageError(f"{what} is not {limit}.")
 
 
 def run_script(main: Callable[..., int | None], *args) -> NoReturn:

@@ -4,13 +4,12 @@ A value is taken from the command line, else from the run that is resumed, else 
 """
 
 import argparse
-import math
 import tomllib
 import typing
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
-from run.cli import Parser, UsageError, did_you_mean
+from run.cli import Parser, UsageError, check_number, did_you_mean
 
 NEWEST = ""  # what --resume without a value means
 
@@ -21,9 +20,9 @@ CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", 
 CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard"}
 
 
-def option(default, help: str, *names: str, choices: tuple[str, ...] | None = None, at_least: float | None = None):
-    """A field with its help text, its short names, and what it may hold."""
-    return field(default=default, metadata={"help": help, "names": names, "choices": choices, "at_least": at_least})
+def option(default, help: str, *names: str, choices: tuple[str, ...] | None = None, **limits: float):
+    """A field with its help text, its short names, and what it may hold; `limits` as `check_number` has them."""
+    return field(default=default, metadata={"help": help, "names": names, "choices": choices, "limits": limits})
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,16 @@ class TrainConfig:
     run_name: str | None = option(None, "name of this run's folder; default: model and time")
     template: str = option("qa", "the prompt: qa, inst, chat, hf (the tokenizer's own), or a TOML file")
     language: str = option("en", "of qa, inst and chat", choices=("en", "pt"))
-    question_share: float = option(0.2, "share of the records that are asked for by a question", at_least=0)
+    question_share: float = option(0.2, "share of the records that are asked for by a question", least=0, most=1)
     loss_on: str = option("answer", "tokens that are supervised", choices=("answer", "all"))
-    max_length: int = option(256, "longest record in tokens; longer ones are cut at a sentence end", at_least=8)
+    max_length: int = option(
+        256, "longest record in tokens; longer ones are cut at a sentence end", least=8, most=2**20
+    )
     # which weights: all of them, or adapters beside them
     lora: bool = option(False, "train low-rank adapters beside the weights, which stay as they are")
-    lora_r: int = option(8, "rank of the adapters", at_least=1)
-    lora_alpha: float = option(16.0, "their scale: alpha / r", at_least=0)
-    lora_dropout: float = option(0.0, "of what goes into the adapters", at_least=0)
+    lora_r: int = option(8, "rank of the adapters", least=1, most=2**16)
+    lora_alpha: float = option(16.0, "their scale: alpha / r", least=0)
+    lora_dropout: float = option(0.0, "of what goes into the adapters", least=0, most=0.99)
     lora_rslora: bool = option(False, "scale by alpha / sqrt(r): for large ranks")
     lora_target_modules: str | None = option(
         None, "layers with an adapter, by name and comma; default: every linear layer of the blocks"
@@ -53,58 +54,50 @@ class TrainConfig:
     gradient_checkpointing: bool = option(False, "compute the blocks twice instead of keeping what is in them")
     # how long
     num_train_epochs: float | None = option(
-        None, "passes over the data; default: 3, for pocket 6", "--epochs", at_least=0
+        None, "passes over the data; default: 3, for pocket 6", "--epochs", least=1e-6
     )
-    max_steps: int | None = option(None, "optimizer steps; overrides the epochs", at_least=1)
+    max_steps: int | None = option(None, "optimizer steps; overrides the epochs", least=1)
     # the step
-    per_device_train_batch_size: int = option(16, "records a step, times the accumulation", "--batch_size", at_least=1)
-    gradient_accumulation_steps: int = option(1, "multiplies the records of a step", at_least=1)
+    per_device_train_batch_size: int = option(16, "records a step, times the accumulation", "--batch_size", least=1)
+    gradient_accumulation_steps: int = option(1, "multiplies the records of a step", least=1)
     micro_batch_tokens: int | None = option(
-        None, "tokens computed at once: memory and speed, and with dropout its masks; default: what fits", at_least=1
+        None, "tokens computed at once: memory and speed, and with dropout its masks; default: what fits", least=1
     )
     learning_rate: float | None = option(
-        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 2e-3", "--lr", at_least=0
+        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 2e-3", "--lr", least=0
     )
     lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))
-    warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", at_least=0)
-    weight_decay: float = option(0.01, "AdamW's, on matrices only: not on biases and norms", at_least=0)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", at_least=0)
-    dropout: float = option(0.0, "in every place where the architecture has it", at_least=0)
+    warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", least=0, most=1)
+    weight_decay: float = option(0.01, "AdamW's, on matrices only: not on biases and norms", least=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", least=0)
+    dropout: float = option(0.0, "in every place where the architecture has it", least=0, most=0.99)
     seed: int = option(42, "of the order, of the dropout and of pocket's first weights")
     # the machine
     device: str = option("auto", "where to compute", choices=("auto", "cuda", "cpu"))
     precision: str = option("auto", "auto: fp16 on CUDA, else fp32", choices=("auto", "fp32", "fp16", "bf16"))
     shard: bool = option(False, "under torchrun: divide the model itself among the processes (FSDP2)")
     # what is said and saved
-    logging_steps: int = option(100, "steps between two lines of progress", at_least=1)
-    eval_steps: int = option(500, "steps between two validations", at_least=1)
-    max_eval_samples: int = option(500, "records of val.jsonl that are validated on", at_least=1)
-    save_steps: int = option(500, "steps between two checkpoints", at_least=1)
-    save_total_limit: int = option(1, "checkpoints that are kept; only the newest with AdamW's moments", at_least=1)
+    logging_steps: int = option(100, "steps between two lines of progress", least=1)
+    eval_steps: int = option(500, "steps between two validations", least=1)
+    max_eval_samples: int = option(500, "records of val.jsonl that are validated on", least=1)
+    save_steps: int = option(500, "steps between two checkpoints", least=1)
+    save_total_limit: int = option(1, "checkpoints that are kept; only the newest with AdamW's moments", least=1)
     load_best_model_at_end: bool = option(
         False, "keep the checkpoint with the lowest validation loss too, and make it the final model"
     )
     max_skipped_steps: int = option(
-        10, "steps in a row that may be skipped because a number in them is not finite", at_least=1
+        10, "steps in a row that may be skipped because a number in them is not finite", least=1
     )
 
     def __post_init__(self):
         for f in fields(self):
-            value, least, choices = getattr(self, f.name), f.metadata["at_least"], f.metadata["choices"]
+            value, choices = getattr(self, f.name), f.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"{f.name}: {value!r} is not one of {', '.join(choices)}.")
-            if least is not None and value is not None and not value >= least:
-                raise UsageError(f"{f.name}: {value} is less than {least}.")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{f.name}: {value} is not finite.")
-        if abs(self.seed) >= 2**63:
-            raise UsageError(f"seed: {self.seed} has more than 64 bits.")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                check_number(value, f.name, **f.metadata["limits"])
         if self.load_best_model_at_end and self.save_steps % self.eval_steps:
             raise UsageError("load_best_model_at_end: save_steps should be a multiple of eval_steps.")
-        if self.warmup_ratio > 1 or self.dropout >= 1:
-            raise UsageError("warmup_ratio is a share of at most 1, dropout one below 1.")
-        if self.lora_dropout >= 1 or self.question_share > 1:
-            raise UsageError("lora_dropout is a share below 1, question_share one of at most 1.")
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")

@@ -28,7 +28,7 @@ def test_dashes_count_as_underscores_and_short_forms_exist():
     [
         (["--lerning_rate", "1"], "unknown argument --lerning_rate; did you mean --learning_rate?"),
         (["--max_steps", "many"], "max_steps"),
-        (["--max_steps", "0"], "max_steps: 0 is less than 1"),
+        (["--max_steps", "0"], "max_steps: 0 is not at least 1"),
         (["--lr", "nan"], "learning_rate"),
         (["--lr", "-1"], "learning_rate"),
         (["--dropout", "1.5"], "dropout"),

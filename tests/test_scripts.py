@@ -100,7 +100,10 @@ def test_the_same_seed_gives_the_same_answer_and_before_another_one(run):
     "args, sentence",
     [
         (("--title", "x", "--titles", "y"), "not both"),
-        (("--temperature", "0"), "--greedy"),
+        (("--temperature", "-1"), "at least 0"),
+        (("--temperature", "nan"), "at least 0"),
+        (("--top_p", "1.5"), "at most 1"),
+        (("--temperature", "0", "--num_return_sequences", "2"), "only one answer"),
         (("--titles", "missing.txt"), "missing.txt"),
         (("--run", "missing"), "is no run"),
         (("--greedy", "--num_return_sequences", "2"), "only one answer"),
