@@ -8,11 +8,14 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NoReturn
+
+from run.terminal import take_over_streams
 
 LOST_RANK = (
     "Another process of this run has ended, so this one ends too. The reason is in its own output above; "
@@ -46,7 +49,9 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args([underscored(arg) for arg in args], namespace)
 
     def parse_args(self, args=None, namespace=None):
-        sys.excepthook = _end_quietly_on_interrupt  # from here on libraries are imported, which takes seconds
+        if args is None:  # the real command line: from here on libraries are imported, which takes seconds
+            take_over_streams()
+        sys.excepthook = _end_quietly_on_interrupt
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -106,18 +111,15 @@ def check_number(value: float, name: str = "", least: float = -MOST, most: float
 
 def run_script(main: Callable[..., int | None], *args) -> NoReturn:
     """Call `main(*args)` and leave the process with its exit code, or with the one its error documents."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if stream is not None:  # a pipe on Windows would otherwise speak cp1252 and stop at the first emoji
-            stream.reconfigure(encoding="utf-8", line_buffering=stream is sys.stdout)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that whatever has to be tidied up is; under nohup: none
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         code = main(*args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our pipe (`| head`) has left: nothing more to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         if hasattr(error, "exit_code"):
             code = error.exit_code

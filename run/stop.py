@@ -2,24 +2,26 @@
 
 import os
 import signal
+from collections.abc import Callable
 
 from run.cli import INTERRUPTED
 
 
 class StopRequest:
-    """`asked` turns true at the first Ctrl-C, SIGTERM or (Windows) Ctrl-Break."""
+    """`asked` turns true at the first Ctrl-C, SIGTERM, hang-up (a closed window) or, on Windows, Ctrl-Break."""
 
     def __init__(self):
         self.asked = False
-        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
+        self._listen(self._handle)
 
     def over(self) -> None:
         """From here on a signal leaves at once: all that was trained is saved."""
-        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.default_int_handler)
+        self._listen(signal.default_int_handler)
+
+    def _listen(self, handler: Callable) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows: BREAK, also for a closed window
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as under nohup
+                signal.signal(getattr(signal, name), handler)
 
     def _handle(self, signum, frame) -> None:
         # A handler and no KeyboardInterrupt: nothing is torn out of a save. What a second signal leaves behind of one

@@ -12,7 +12,7 @@ from run.cli import INTERRUPTED
 from run.files import verify
 from run.folders import checkpoints_of
 
-SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
 
 @pytest.mark.parametrize("name", SIGNALS)
@@ -33,7 +33,7 @@ def test_a_signal_that_torchrun_passes_on_does_not_count_twice():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_training_stops_with_a_whole_checkpoint_and_says_how_to_go_on(tmp_path, data, gpt2_folder, name):
     options = ("--model", gpt2_folder, "--data", data, "--output_dir", tmp_path, "--run_name", "a", "--device", "cpu")
     process = subprocess.Popen(
