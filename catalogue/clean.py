@@ -5,6 +5,8 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import groupby, islice
 
 from ftfy import TextFixerConfig, fix_encoding
 from selectolax.lexbor import LexborHTMLParser
@@ -105,7 +107,8 @@ def clean(text: str) -> str:
     for _ in range(MAX_ROUNDS):
         before = text
         if not text.isascii():
-            text = _with_whole_characters(text)
+            # Surrogate pairs become the character they encode, lone halves U+FFFD.
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         if _has_markup(text):
             text = _visible_text(text)
         if not text.isascii():
@@ -119,15 +122,6 @@ def clean(text: str) -> str:
 def _has_markup(text: str) -> bool:
     """Whether the HTML parser could change `text`. The two `in` cost a tenth of the search and mostly suffice."""
     return ("<" in text or "&" in text) and _MARKUP.search(text) is not None
-
-
-def _with_whole_characters(text: str) -> str:
-    """Surrogate pairs become the character they encode, lone halves U+FFFD."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _visible_text(html: str) -> str:
@@ -154,19 +148,15 @@ def _visible_text_of_piece(html: str) -> str:
     return tree.text()
 
 
-def _pieces(html: str) -> list[str]:
+def _pieces(html: str) -> Iterator[str]:
     """`html` cut before a `<` wherever the piece so far has MAX_TAGS_PER_PARSE of them or MAX_CHARS_PER_PARSE."""
-    if len(html) <= MAX_CHARS_PER_PARSE and html.count("<") <= MAX_TAGS_PER_PARSE:
-        return [html]
-    pieces, start, tags = [], 0, 0
-    position = html.find("<")
-    while position != -1:
-        if tags == MAX_TAGS_PER_PARSE or (tags and position - start >= MAX_CHARS_PER_PARSE):
-            pieces.append(html[start:position])
-            start, tags = position, 0
+    start, tags = 0, 0
+    for tag in re.finditer("<", html):
+        if tags == MAX_TAGS_PER_PARSE or (tags and tag.start() - start >= MAX_CHARS_PER_PARSE):
+            yield html[start : tag.start()]
+            start, tags = tag.start(), 0
         tags += 1
-        position = html.find("<", position + 1)
-    return [*pieces, html[start:]]
+    yield html[start:]
 
 
 def _repaired(text: str) -> str:
@@ -182,12 +172,8 @@ def _repaired(text: str) -> str:
 
 def _first_marks(run: str) -> str:
     """`run` without the combining marks that follow MAX_MARKS others."""
-    kept, marks = [], 0
-    for character in run:
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        if marks <= MAX_MARKS:
-            kept.append(character)
-    return "".join(kept)
+    groups = groupby(run, lambda character: unicodedata.combining(character) > 0)
+    return "".join(c for are_marks, group in groups for c in islice(group, MAX_MARKS if are_marks else None))
 
 
 def _spaced(text: str) -> str:

@@ -1,23 +1,18 @@
 """Which fields of a source are the title, the content and the uid of a record."""
 
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Names as they look after `_plain`, the most certain first. A pair stands for both fields or for none.
-PAIRS = (("instruction", "output"), ("prompt", "completion"))
-TITLES = ("title", "name", "product_name", "product_title", "titulo", "nome", "nome_do_produto", "item_name")
-CONTENTS = (
-    "content",
-    "description",
-    "long_description",
-    "product_description",
-    "body_html",
-    "body",
-    "descricao",
-    "descricao_completa",
-)
-UIDS = ("uid", "id", "asin", "sku", "handle", "codigo")
+# Names as they look after `_plain`, the most certain first.
+NAMES = {
+    "title": "title name product_name product_title titulo nome nome_do_produto item_name",
+    "content": "content description long_description product_description body_html body descricao descricao_completa",
+    "uid": "uid id asin sku handle codigo",
+}
+# A pair stands for both fields or for none.
+PAIRS = ({"title": "instruction", "content": "output"}, {"title": "prompt", "content": "completion"})
 
 
 @dataclass(frozen=True)
@@ -34,38 +29,29 @@ class Fields:
         return (self.title is not None) + (self.content is not None)
 
 
-def choose_fields(names: Iterable[str], given: Fields = Fields()) -> Fields:
+def choose_fields(names: Sequence[str], given: Fields = Fields()) -> Fields:
     """The fields of a source whose records have `names`; those in `given` go before any other."""
-    names = list(dict.fromkeys(names))
     by_plain = {_plain(name): name for name in reversed(names)}  # of two that look alike the first
-
-    def first(wanted: Iterable[str]) -> str | None:
-        return next((by_plain[name] for name in wanted if name in by_plain), None)
-
-    def named(name: str) -> str | None:
-        return name if name in names else by_plain.get(_plain(name))
-
-    title, content = first(TITLES), first(CONTENTS)
-    if title is None or content is None:
-        for pair in PAIRS:
-            if all(name in by_plain for name in pair):
-                title, content = (by_plain[name] for name in pair)
-                break
-    return Fields(
-        title=named(given.title) if given.title else title,
-        content=named(given.content) if given.content else content,
-        uid=named(given.uid) if given.uid else first(UIDS),
-    )
+    chosen = {}
+    for field, known in NAMES.items():
+        chosen[field] = next((by_plain[name] for name in known.split() if name in by_plain), None)
+    if chosen["title"] is None or chosen["content"] is None:
+        pair = next((pair for pair in PAIRS if by_plain.keys() >= set(pair.values())), {})
+        chosen |= {field: by_plain[name] for field, name in pair.items()}
+    for field, name in vars(given).items():
+        if name:
+            chosen[field] = name if name in names else by_plain.get(_plain(name))
+    return Fields(**chosen)
 
 
 def describe(fields: Fields, names: Iterable[str]) -> str:
     """The choice in words, with the next thing to try where a field was not found."""
     names = list(dict.fromkeys(map(printable, names)))
-    parts = [f'{what} from "{printable(name)}"' for what, name in _items(fields) if name is not None]
-    missing = [what for what, name in _items(fields)[:2] if name is None]
+    parts = [f'{field} from "{printable(name)}"' for field, name in vars(fields).items() if name is not None]
+    missing = [field for field in ("title", "content") if getattr(fields, field) is None]
     if missing:
         known = ", ".join(f'"{name}"' for name in names[:12]) or "none"
-        options = " and ".join(f"--{what}_field NAME" for what in missing)
+        options = " and ".join(f"--{field}_field NAME" for field in missing)
         parts.append(f"no field for the {' and the '.join(missing)} among {known}: name it with {options}")
     elif fields.uid is None:
         parts.append("uid is the number of the line")
@@ -79,12 +65,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _items(fields: Fields) -> list[tuple[str, str | None]]:
-    return [("title", fields.title), ("content", fields.content), ("uid", fields.uid)]
+def unaccented(text: str) -> str:
+    """`text` decomposed and without its combining marks: 'ação' -> 'acao'."""
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def _plain(name: str) -> str:
     """'Descrição' -> 'descricao', 'Body (HTML)' -> 'body_html', 'product-name' -> 'product_name'."""
-    letters = unicodedata.normalize("NFD", name.casefold())
-    words = "".join(c if c.isalnum() else " " for c in letters if not unicodedata.combining(c)).split()
-    return "_".join(words)
+    return "_".join(re.findall(r"[^\W_]+", unaccented(name.casefold())))

@@ -10,9 +10,10 @@ import re
 import sqlite3
 import unicodedata
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from catalogue.fields import unaccented
 from catalogue.outputs import settle
 from text.errors import DataError
 
@@ -27,10 +28,10 @@ _EMPTY_WORDS = """
     ao aos as com como da das de do dos e em eu for me meu minha na nas no nos o os ou para pela pelo por qual quais
     que se sem seu sua tem um uma
 """
+_WORD = re.compile(r"[^\W_]+")
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """A product that was found."""
 
     uid: str
@@ -47,12 +48,9 @@ def write_catalogue(path: Path, train: Path) -> None:
     with closing(sqlite3.connect(path)) as base, train.open("rb") as lines:
         try:
             # The file is new, and thrown away unless it becomes whole: no journal, no waiting for the disk.
-            base.execute("PRAGMA journal_mode = OFF")
-            base.execute("PRAGMA synchronous = OFF")
-            base.execute(
-                "CREATE VIRTUAL TABLE product USING fts5"
-                "(uid UNINDEXED, title, content, tokenize = 'unicode61 remove_diacritics 2')"
-            )
+            base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+            columns = "uid UNINDEXED, title, content, tokenize = 'unicode61 remove_diacritics 2'"
+            base.execute(f"CREATE VIRTUAL TABLE product USING fts5({columns})")
             with base:
                 rows = ((record["uid"], record["title"], record["content"]) for record in map(json.loads, lines))
                 base.executemany("INSERT INTO product VALUES (?, ?, ?)", rows)
@@ -86,31 +84,22 @@ class Catalogue:
                 (query, TITLE_WEIGHT, count),
             ).fetchall()
         except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{self.path} cannot be searched ({error}). Prepare the data again: python data_prep.py INPUT"
-            ) from None
+            advice = "Prepare the data again: python data_prep.py INPUT"
+            raise DataError(f"{self.path} cannot be searched ({error}). {advice}") from None
         return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in rows]
-
-    def close(self) -> None:
-        self._base.close()
 
 
 def words_of(question: str) -> list[str]:
     """The words of a question to look for, each once; those that every text has only if there are no others."""
-    words = list(dict.fromkeys(re.findall(r"[^\W_]+", unicodedata.normalize("NFC", question))))
-    empty = _EMPTY_WORDS.split()
-    telling = [word for word in words if word.casefold() not in empty]
+    words = list(dict.fromkeys(_WORD.findall(unicodedata.normalize("NFC", question))))
+    telling = [word for word in words if word.casefold() not in _EMPTY_WORDS.split()]
     return (telling or words)[:MAX_WORDS]
 
 
 def _matched(words: list[str], text: str) -> tuple[str, ...]:
-    there = {_plain(word) for word in re.findall(r"[^\W_]+", text)}
-    return tuple(word for word in words if _plain(word) in there)
-
-
-def _plain(word: str) -> str:
-    """As the tokenizer of the index sees a word: without capitals and accents."""
-    return "".join(c for c in unicodedata.normalize("NFD", word.lower()) if not unicodedata.combining(c))
+    """Those of `words` that stand in `text`, as the tokenizer of the index sees a word: no capitals, no accents."""
+    there = {unaccented(word.lower()) for word in _WORD.findall(text)}
+    return tuple(word for word in words if unaccented(word.lower()) in there)
 
 
 def check_fts5() -> None:

@@ -8,43 +8,41 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 
 from catalogue.clean import clean
-from catalogue.duplicates import digest, digest_of, near_keys
+from catalogue.duplicates import digest, near_keys
 from catalogue.fields import Fields
-from catalogue.records import Layout, Raw, TooLong, Unclosed
+from catalogue.records import Raw, TooLong, Unclosed
 from catalogue.sources import Source
 
 SPLITS = ("train", "val", "test")
 
-# Why a record was left out, in the order in which the questions are asked.
-BLANK = "blank line"
-TOO_LONG = "longer than 4 MB"
-NOT_UTF8 = "not UTF-8"
-BROKEN = "broken line"
-NOT_AN_OBJECT = "not an object"
-NO_TITLE = "missing title"
-MARKUP_TITLE = "markup fragment as title"
-NO_CONTENT = "empty content"
-SAME_AS_TITLE = "content equal to title"
-TOO_SHORT = "content too short"
-DUPLICATE = "exact duplicate"
-NEAR_DUPLICATE = "near duplicate"
-UNREADABLE = (TOO_LONG, NOT_UTF8, BROKEN, NOT_AN_OBJECT)  # listed in rejects.jsonl
-REASONS = (
-    BLANK,
-    *UNREADABLE,
-    NO_TITLE,
-    MARKUP_TITLE,
-    NO_CONTENT,
-    SAME_AS_TITLE,
-    TOO_SHORT,
-    DUPLICATE,
-    NEAR_DUPLICATE,
-)
+
+class Reason(StrEnum):
+    """Why a record was left out, in the order in which the questions are asked."""
+
+    BLANK = "blank line"
+    TOO_LONG = "longer than 4 MB"
+    NOT_UTF8 = "not UTF-8"
+    BROKEN = "broken line"
+    NOT_AN_OBJECT = "not an object"
+    NO_TITLE = "missing title"
+    MARKUP_TITLE = "markup fragment as title"
+    NO_CONTENT = "empty content"
+    SAME_AS_TITLE = "content equal to title"
+    TOO_SHORT = "content too short"
+    DUPLICATE = "exact duplicate"
+    NEAR_DUPLICATE = "near duplicate"
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether such a record is listed in rejects.jsonl: nobody could read it."""
+        return self in (Reason.TOO_LONG, Reason.NOT_UTF8, Reason.BROKEN, Reason.NOT_AN_OBJECT)
+
 
 EXAMPLES = 10  # before and after cleaning, for the report
 EXAMPLE_CHARS = 600
@@ -74,98 +72,98 @@ class Block(NamedTuple):
     """Consecutive raw records of one source."""
 
     source: Source
-    layout: Layout
+    header: tuple[str, ...] | None  # of a table
     fields: Fields
     number: int  # of the first record in its source
     before: int  # records of all inputs before the first
     records: list[Raw]
 
 
-class Candidate(NamedTuple):
+@dataclass(slots=True)
+class Candidate:
     """A record that is good by itself; whether it is a duplicate remains to be seen."""
 
     line: bytes  # as it will stand in its split
     split: str
-    digest: bytes
-    example: tuple[str, str] | None  # title and content before cleaning, of a few that it changed
+    digest: bytes  # equal for records whose title and content differ in capitals at most
+    keys: np.ndarray | None = None  # (BANDS + 1,) uint64; None when near duplicates stay
+    example: tuple | None = None  # (title, content) before and after cleaning, of a few that it changed
 
 
-class Judged(NamedTuple):
-    """What became of a block: for each record a candidate or the reason why it is none."""
-
-    outcomes: list[Candidate | str]
-    keys: np.ndarray | None  # (candidates, BANDS + 1) uint64; None when near duplicates stay, or without candidates
-
-
-def judge_block(block: Block, options: Options) -> Judged:
+def judge_block(block: Block, options: Options) -> list[Candidate | Reason]:
     """What becomes of each record of a block, as far as it can be told without the other blocks."""
-    outcomes, contents, examples = [], [], []
+    outcomes, candidates, contents, changed = [], [], [], []
     for number, raw in enumerate(block.records, block.before + 1):
-        source = parse(raw) if isinstance(raw, bytes) else _from_row(raw, block.layout.header)
-        record = source if isinstance(source, str) else read_record(source, block.fields, options.min_content_chars)
-        if isinstance(record, str):
+        source = parse(raw) if isinstance(raw, bytes) else _from_row(raw, block.header)
+        record = source if isinstance(source, Reason) else read_record(source, block.fields, options.min_content_chars)
+        if isinstance(record, Reason):
             outcomes.append(record)
             continue
         record["uid"] = record["uid"] or str(number)
-        before = tuple(_as_text(source.get(name)) for name in (block.fields.title, block.fields.content))
-        own_digest = digest_of(record)
-        if sum(map(len, before)) <= EXAMPLE_CHARS and _changed(before, record):
-            examples.append((own_digest, len(outcomes), before))
         split = split_of(record["title"], options.val_share, options.test_share)
-        outcomes.append(Candidate(json_line(record), split, own_digest, None))
+        text = f"{record['title']}\n{record['content']}"  # cleaned text holds no line break
+        candidate = Candidate(json_line(record), split, digest(text.casefold()))
+        outcomes.append(candidate)
+        candidates.append(candidate)
         contents.append(record["content"])
-    for _, i, before in heapq.nsmallest(EXAMPLES, examples):
-        outcomes[i] = outcomes[i]._replace(example=before)
-    keys = near_keys(contents) if contents and options.drop_near_duplicates else None
-    return Judged(outcomes, keys)
+        before = tuple(_as_text(source.get(name)) for name in (block.fields.title, block.fields.content))
+        is_short = sum(map(len, before)) <= EXAMPLE_CHARS
+        if is_short and "".join("".join(before).split()) != "".join(text.split()):  # more than white space has moved
+            changed.append((candidate, (before, (record["title"], record["content"]))))
+    for candidate, example in heapq.nsmallest(EXAMPLES, changed, key=lambda pair: pair[0].digest):
+        candidate.example = example
+    if candidates and options.drop_near_duplicates:
+        for candidate, keys in zip(candidates, near_keys(contents), strict=True):
+            candidate.keys = keys
+    return outcomes
 
 
-def parse(raw: bytes) -> dict | str:
+def parse(raw: bytes) -> dict | Reason:
     """The object of a raw JSON record, or the reason why there is none."""
     if isinstance(raw, TooLong):
-        return TOO_LONG
+        return Reason.TOO_LONG
     if isinstance(raw, Unclosed):
-        return BROKEN
+        return Reason.BROKEN
     if not raw.strip():
-        return BLANK
+        return Reason.BLANK
     try:
         source = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
-        return NOT_UTF8
+        return Reason.NOT_UTF8
     except (ValueError, RecursionError):  # not JSON, a number of 4,300 digits; brackets nested too deep
-        return BROKEN
-    return source if isinstance(source, dict) else NOT_AN_OBJECT
+        return Reason.BROKEN
+    return source if isinstance(source, dict) else Reason.NOT_AN_OBJECT
 
 
-def _from_row(row: list[str], header: tuple[str, ...]) -> dict | str:
+def _from_row(row: list[str], header: tuple[str, ...]) -> dict | Reason:
     """The cells of a row by the names of their columns, or the reason why there are none."""
     if not any(map(str.strip, row)):
-        return BLANK
+        return Reason.BLANK
     try:
         "".join(row).encode("utf-8")
     except UnicodeEncodeError:
-        return NOT_UTF8
+        return Reason.NOT_UTF8
     if len(row) > len(header):  # a delimiter inside a cell that was not quoted: which one, nobody can tell
-        return BROKEN
+        return Reason.BROKEN
     return dict(zip(header, row, strict=False))
 
 
-def read_record(source: dict, fields: Fields, min_content_chars: int) -> dict[str, str] | str:
-    """The cleaned record of a parsed one, {"uid", "title", "content"}, or the reason (one of REASONS) why it has none.
+def read_record(source: dict, fields: Fields, min_content_chars: int) -> dict[str, str] | Reason:
+    """The cleaned record of a parsed one, {"uid", "title", "content"}, or the reason why it has none.
 
     Needs no other record, so records can be read in any order and in any process. The uid is "" where there is none.
     """
     raw_title = _as_text(source.get(fields.title))
     title = clean(raw_title)
     if not title:
-        return MARKUP_TITLE if "<" in raw_title else NO_TITLE
+        return Reason.MARKUP_TITLE if "<" in raw_title else Reason.NO_TITLE
     content = clean(_as_text(source.get(fields.content)))
     if not content:
-        return NO_CONTENT
+        return Reason.NO_CONTENT
     if content.casefold() == title.casefold():
-        return SAME_AS_TITLE
+        return Reason.SAME_AS_TITLE
     if len(content) < min_content_chars:
-        return TOO_SHORT
+        return Reason.TOO_SHORT
     return {"uid": clean(_as_text(source.get(fields.uid))), "title": title, "content": content}
 
 
@@ -186,11 +184,6 @@ def split_of(title: str, val_share: float, test_share: float) -> str:
     if position < test_share:
         return "test"
     return "val" if position < test_share + val_share else "train"
-
-
-def _changed(before: tuple[str, str], record: dict[str, str]) -> bool:
-    """Whether cleaning did more than to move white space."""
-    return "".join(" ".join(before).split()) != "".join(f"{record['title']}{record['content']}".split())
 
 
 def json_line(record: dict) -> bytes:

@@ -12,7 +12,7 @@ after, the new ones are whole: whoever opens the folder next finds `switch.json`
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,31 +28,24 @@ def together(folder: Path, names: tuple[str, ...]) -> Iterator[dict[str, Path]]:
     """
     settle(folder)
     new = {name: folder / f"{name}.new" for name in names}
-    _remove(new)
+    journal, draft = folder / JOURNAL, folder / f"{JOURNAL}.new"
+    _remove(new.values())
     try:
         yield new
-        for path in new.values():
-            if path.exists():
-                _to_disk(path)
-        plan = {
-            "take": [name for name in names if new[name].exists()],
-            "drop": [name for name in names if not new[name].exists()],
-        }
-        draft = folder / f"{JOURNAL}.new"
+        plan = {"take": [], "drop": []}
+        for name, path in new.items():
+            plan["take" if path.exists() else "drop"].append(name)
+        for name in plan["take"]:
+            _to_disk(new[name])
         draft.write_text(json.dumps(plan) + "\n", encoding="utf-8")
         _to_disk(draft)
-        draft.replace(folder / JOURNAL)
+        draft.replace(journal)
+        settle(folder)
     except BaseException:
-        if not (folder / JOURNAL).exists():  # else a Ctrl-C came just after it: the new files count already
-            _remove(new)
-            (folder / f"{JOURNAL}.new").unlink(missing_ok=True)
-            raise
-        settle(folder)
-        raise
-    try:
-        settle(folder)
-    except KeyboardInterrupt:
-        settle(folder)
+        if journal.exists():  # the new files count already
+            settle(folder)
+        else:
+            _remove([*new.values(), draft])
         raise
 
 
@@ -66,30 +59,26 @@ def settle(folder: Path) -> None:
         plan = json.loads(journal.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return
-    _folder_to_disk(folder)  # the journal has its name before any other file changes it
+    _to_disk(folder)  # the journal has its name before any other file changes it
     for name in plan["take"]:
         with suppress(FileNotFoundError):  # already done, before the interruption or by another reader
             (folder / f"{name}.new").replace(folder / name)
-    for name in plan["drop"]:
-        (folder / name).unlink(missing_ok=True)
-    _folder_to_disk(folder)
+    _remove(folder / name for name in plan["drop"])
+    _to_disk(folder)
     journal.unlink(missing_ok=True)
 
 
-def _remove(paths: dict[str, Path]) -> None:
-    for path in paths.values():
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _folder_to_disk(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and its names are written through
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    if path.is_dir() and os.name != "posix":
+        return  # there a folder cannot be opened, and its names are written through
+    # fsync wants a descriptor that may write on Windows, and one that may not for a folder elsewhere
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

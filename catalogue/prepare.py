@@ -8,50 +8,31 @@ find exact duplicates and 250 more to find near ones.
 
 import heapq
 import json
+import os
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 from catalogue.duplicates import THRESHOLD, KeyTable, similarity
 from catalogue.fields import choose_fields, describe
 from catalogue.index import check_fts5, write_catalogue
-from catalogue.judge import (
-    DEFAULTS,
-    DUPLICATE,
-    EXAMPLES,
-    NEAR_DUPLICATE,
-    NOT_UTF8,
-    REASONS,
-    SPLITS,
-    UNREADABLE,
-    Block,
-    Candidate,
-    Options,
-    json_line,
-    judge_block,
-    parse,
-)
+from catalogue.judge import DEFAULTS, EXAMPLES, SPLITS, Block, Candidate, Options, Reason, json_line, judge_block, parse
 from catalogue.outputs import together
-from catalogue.records import Raw, read_layout
+from catalogue.records import START_BYTES, Raw, read_layout
 from catalogue.sources import Source, find_sources, open_source
 from catalogue.workers import ordered
 from text.errors import DataError
 
-OUTPUTS = (
-    *(f"{split}.jsonl" for split in SPLITS),
-    "rejects.jsonl",
-    "report.json",
-    "catalogue.sqlite",
-    "report.md",
-    "report.html",
-)
+SPLIT_FILES = tuple(f"{split}.jsonl" for split in SPLITS)
+OUTPUTS = (*SPLIT_FILES, "rejects.jsonl", "report.json", "catalogue.sqlite", "report.md", "report.html")
 
-START_BYTES = 200  # of a record that cannot be read, for rejects.jsonl
 BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
 FIELDS_SAMPLE = 200  # records of a block that are looked at to choose the fields; all of it when they are not there
 MOST_NAMES = 1_000
@@ -61,18 +42,25 @@ MOST_NAMES = 1_000
 class Counts:
     """Where every record of the inputs went: `lines == sum(kept) + sum(reasons)`.
 
-    A line is a line of a JSONL file, blank ones too, an element of a JSON array, or a row of a table without its
-    header.
+    A line is a line of a JSONL file, blank ones too, an element of a JSON array, or a row of a table below its header.
     """
 
     lines: int
     kept: dict[str, int]  # by split
-    reasons: dict[str, int]  # by reason, all of REASONS
+    reasons: dict[str, int]  # by reason, all of them
     looks_like_latin1: int = 0  # of those that are not UTF-8
 
     @property
     def records(self) -> int:
         return sum(self.kept.values())
+
+    def rows(self) -> list[tuple[str, int, float]]:
+        """Each kind of line as a table shows it: name, indented where it is part of another; count; share of all."""
+        rows = [("lines read", self.lines), ("kept", self.records)]
+        rows += [(f"  {split}", count) for split, count in self.kept.items()]
+        rows += [("left out", self.lines - self.records)]
+        rows += [(f"  {reason}", count) for reason, count in self.reasons.items() if count]
+        return [(name, count, count / self.lines) for name, count in rows]
 
 
 def prepare(
@@ -81,7 +69,7 @@ def prepare(
     options: Options = DEFAULTS,
     *,
     workers: int = 1,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Counts:
     """Write OUTPUTS to `output_dir` from `inputs`: files, folders, archives, or `-` for standard input.
@@ -101,74 +89,25 @@ def prepare(
     sources = find_sources(inputs, [output_dir / name for name in OUTPUTS])
     output_dir.mkdir(parents=True, exist_ok=True)
     with together(output_dir, OUTPUTS) as paths:
-        counts, examples = _write_splits(sources, paths, options, workers, progress, say)
+        blocks = _blocks(sources, options, progress, say)
+        counts, examples = _write_splits(ordered(partial(judge_block, options=options), blocks, workers), paths)
         _check_usable(counts)
         report = {
             "inputs": [source.name for source in sources],
-            "settings": {
-                "val_share": options.val_share,
-                "test_share": options.test_share,
-                "min_content_chars": options.min_content_chars,
-                "near_duplicate_threshold": THRESHOLD if options.drop_near_duplicates else None,
-            },
+            "settings": {name: getattr(options, name) for name in ("val_share", "test_share", "min_content_chars")}
+            | {"near_duplicate_threshold": THRESHOLD if options.drop_near_duplicates else None},
             **asdict(counts),
             "bytes": {split: paths[f"{split}.jsonl"].stat().st_size for split in SPLITS},
         }
-        paths["report.json"].write_text(
-            json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n"
-        )
+        text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+        paths["report.json"].write_text(text, encoding="utf-8", newline="\n")
         if options.catalogue:
             say("building the catalogue index ...")
             write_catalogue(paths["catalogue.sqlite"], paths["train.jsonl"])
         if options.report:
             say("writing the report ...")
-            write_report(paths, report, examples, counter)
+            write_report(paths, report["inputs"], counts, examples, counter)
     return counts
-
-
-def _write_splits(
-    sources: list[Source],
-    paths: dict[str, Path],
-    options: Options,
-    workers: int,
-    progress: Callable[[int], None] | None,
-    say: Callable[[str], None],
-) -> tuple[Counts, list[dict]]:
-    """The pass itself: writes the splits and rejects.jsonl, returns the account and the examples for the report."""
-    lines, kept, reasons, latin1 = 0, dict.fromkeys(SPLITS, 0), dict.fromkeys(REASONS, 0), 0
-    seen: set[bytes] = set()
-    examples: list[tuple] = []  # a heap of the EXAMPLES smallest digests, so a sample of the whole catalogue
-    with _SplitFiles(paths) as splits, paths["rejects.jsonl"].open("wb") as rejects:
-        near = _NearDuplicates(splits) if options.drop_near_duplicates else None
-        blocks = _blocks(sources, options, progress, say)
-        for block, judged in ordered(partial(judge_block, options=options), blocks, workers):
-            lines += len(block.records)
-            keys = iter(judged.keys if judged.keys is not None else ())
-            for number, (raw, outcome) in enumerate(zip(block.records, judged.outcomes, strict=True), block.number):
-                if isinstance(outcome, Candidate):
-                    own_keys = next(keys, None)
-                    if outcome.digest in seen:
-                        outcome = DUPLICATE
-                    else:
-                        seen.add(outcome.digest)
-                        if near and near.holds(outcome, own_keys):
-                            outcome = NEAR_DUPLICATE
-                if isinstance(outcome, Candidate):
-                    kept[outcome.split] += 1
-                    splits.write(outcome)
-                    _keep_example(examples, outcome)
-                else:
-                    reasons[outcome] += 1
-                    latin1 += outcome == NOT_UTF8 and looks_like_latin1(raw)
-                    if outcome in UNREADABLE:
-                        rejects.write(json_line(_reject(block.source, number, outcome, raw)))
-    counts = Counts(lines, kept, reasons, latin1)
-    if counts.lines != counts.records + sum(counts.reasons.values()):
-        raise AssertionError(f"lines are unaccounted for: {counts}")
-    return counts, [_example(line, *before) for _, before, line in sorted(examples, reverse=True)]
-
-
-# ---- blocks of raw records, and what a worker does with one
 
 
 def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[Block]:
@@ -176,19 +115,21 @@ def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[
     before = 0
     for source in sources:
         with open_source(source, options.encoding, progress) as stream:
-            layout, records = read_layout(stream, source.name, options.fields)
-            number, fields, names = layout.first, None, list(layout.header)
+            header, records = read_layout(stream, source.name, options.fields)
+            number = 1 if header is None else 2  # a table's first row is its header
+            fields, names = None, list(header or ())
             while block := _next_block(records):
-                if fields is None or (fields.found < 2 and layout.kind != "table"):  # look on until both are found
+                if fields is None or (fields.found < 2 and header is None):  # look on until both are found
                     chosen = choose_fields(names, options.fields)
-                    for sample in (block[:FIELDS_SAMPLE], block):
-                        if layout.kind != "table" and chosen.found < 2:
-                            names = list(dict.fromkeys([*names, *_names(sample)]))[:MOST_NAMES]
+                    for sample in (block[:FIELDS_SAMPLE], block) if header is None else ():
+                        if chosen.found < 2:
+                            keys = [key for record in map(parse, sample) if isinstance(record, dict) for key in record]
+                            names = list(dict.fromkeys([*names, *keys]))[:MOST_NAMES]
                             chosen = choose_fields(names, options.fields)
                     if fields is None or chosen.found > fields.found:
                         say(f"{source}: {describe(chosen, names)}")
                     fields = chosen
-                yield Block(source, layout, fields, number, before, block)
+                yield Block(source, header, fields, number, before, block)
                 number, before = number + len(block), before + len(block)
 
 
@@ -202,67 +143,68 @@ def _next_block(records: Iterator[Raw]) -> list[Raw]:
     return block
 
 
-def _names(records: list[Raw]) -> list[str]:
-    """The keys of the objects among raw JSON records."""
-    parsed = map(parse, records)
-    return [key for record in parsed if isinstance(record, dict) for key in record]
+def _write_splits(
+    judged: Iterable[tuple[Block, list[Candidate | Reason]]], paths: dict[str, Path]
+) -> tuple[Counts, list[tuple]]:
+    """The pass itself: writes the splits and rejects.jsonl, returns the account and the examples for the report."""
+    lines, kept, reasons, latin1 = 0, dict.fromkeys(SPLITS, 0), dict.fromkeys(Reason, 0), 0
+    examples: list[Candidate] = []  # those with the smallest digests, so a sample of the whole catalogue
+    with ExitStack() as stack:
+        splits = _Splits([stack.enter_context(paths[name].open("w+b")) for name in SPLIT_FILES])
+        rejects = stack.enter_context(paths["rejects.jsonl"].open("wb"))
+        for block, outcomes in judged:
+            lines += len(block.records)
+            for number, (raw, outcome) in enumerate(zip(block.records, outcomes, strict=True), block.number):
+                reason = splits.add(outcome) if isinstance(outcome, Candidate) else outcome
+                if reason is None:
+                    kept[outcome.split] += 1
+                    if outcome.example:
+                        examples = heapq.nsmallest(EXAMPLES, [*examples, outcome], key=attrgetter("digest"))
+                    continue
+                reasons[reason] += 1
+                latin1 += reason == Reason.NOT_UTF8 and looks_like_latin1(raw)
+                if reason.is_listed:
+                    rejects.write(json_line(_reject(block.source, number, reason, raw)))
+    counts = Counts(lines, kept, reasons, latin1)
+    if counts.lines != counts.records + sum(counts.reasons.values()):
+        raise AssertionError(f"lines are unaccounted for: {counts}")
+    return counts, [candidate.example for candidate in examples]
 
 
-# ---- what needs the records before
+class _Splits:
+    """The files of the splits, and of each record in them what it takes to know a duplicate of it."""
 
-
-class _SplitFiles:
-    """The files of the splits while they are written, and where in them each record lies."""
-
-    def __init__(self, paths: dict[str, Path]):
-        self._paths = [paths[f"{split}.jsonl"] for split in SPLITS]
+    def __init__(self, files: list[BinaryIO]):
+        """`files`: of SPLITS, to be written and read."""
+        self._files = files
         self._split, self._offset = array("B"), array("Q")  # of each record: 9 bytes
+        self._digests: set[bytes] = set()
+        self._table = KeyTable()
 
-    def __enter__(self) -> "_SplitFiles":
-        with ExitStack() as stack:
-            self._writers = [stack.enter_context(path.open("wb")) for path in self._paths]
-            self._readers = [stack.enter_context(path.open("rb")) for path in self._paths]
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def write(self, candidate: Candidate) -> None:
+    def add(self, candidate: Candidate) -> Reason | None:
+        """Write `candidate`, or say what kind of duplicate it is."""
+        if candidate.digest in self._digests:
+            return Reason.DUPLICATE
+        self._digests.add(candidate.digest)
+        if candidate.keys is not None:
+            found = self._table.find(candidate.keys)
+            content = json.loads(candidate.line)["content"] if found else ""
+            if any(similarity(content, self._content(record)) >= THRESHOLD for record in found):
+                return Reason.NEAR_DUPLICATE
+            self._table.add(candidate.keys, record=len(self._split))
         split = SPLITS.index(candidate.split)
         self._split.append(split)
-        self._offset.append(self._writers[split].tell())
-        self._writers[split].write(candidate.line)
+        self._offset.append(self._files[split].tell())
+        self._files[split].write(candidate.line)
+        return None
 
-    def content(self, record: int) -> str:
+    def _content(self, record: int) -> str:
         """The content of the record that was written as number `record`, from 0."""
-        split = self._split[record]
-        self._writers[split].flush()
-        self._readers[split].seek(self._offset[record])
-        return json.loads(self._readers[split].readline())["content"]
-
-
-class _NearDuplicates:
-    """The contents of the records that were written, as far as it takes to know a near one."""
-
-    def __init__(self, splits: _SplitFiles):
-        self._splits, self._table = splits, KeyTable()
-
-    def holds(self, candidate: Candidate, keys) -> bool:
-        """Whether `candidate` is near to a record that was written. If it is not, it is about to be written."""
-        found = self._table.find(keys)
-        if found:
-            content = json.loads(candidate.line)["content"]
-            if any(similarity(content, self._splits.content(record)) >= THRESHOLD for record in found):
-                return True
-        self._table.add(keys, record=len(self._splits))
-        return False
-
-
-# ---- what is said of it
+        file = self._files[self._split[record]]
+        file.seek(self._offset[record])
+        line = file.readline()
+        file.seek(0, os.SEEK_END)
+        return json.loads(line)["content"]
 
 
 def looks_like_latin1(raw: Raw) -> bool:
@@ -271,19 +213,6 @@ def looks_like_latin1(raw: Raw) -> bool:
     high = re.findall(rb"[\x80-\xff]+", raw)
     letters = re.findall(rb"(?<=[A-Za-z ])[\xc0-\xff]{1,2}(?=[A-Za-z ,.;])", raw)
     return len(letters) * 2 >= len(high) > 0
-
-
-def _keep_example(examples: list[tuple], candidate: Candidate) -> None:
-    if candidate.example is None:
-        return
-    order = tuple(255 - byte for byte in candidate.digest)  # heapq keeps the largest: of these, the smallest digest
-    heapq.heappush(examples, (order, candidate.example, candidate.line))
-    if len(examples) > EXAMPLES:
-        heapq.heappop(examples)
-
-
-def _example(line: bytes, title: str, content: str) -> dict:
-    return {"before": {"title": title, "content": content}, "after": json.loads(line)}
 
 
 def _reject(source: Source, number: int, reason: str, raw: Raw) -> dict[str, str | int]:

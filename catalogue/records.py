@@ -10,14 +10,13 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 
 from catalogue.fields import Fields, choose_fields
 
 MAX_RECORD_BYTES = 1 << 22
-START_BYTES = 200  # what is kept of a record that is too long
-SAMPLE_BYTES = 1 << 16  # of a file, to tell what it is
+START_BYTES = 200  # what is kept of a record that cannot be read
 
 # Before a table's header: empty lines, and the line in which spreadsheets write their delimiter.
 _BEFORE_HEADER = re.compile(rb"\A(?:[ \t]*\r?\n)*(?:sep=.\r?\n)?(?:[ \t]*\r?\n)*")
@@ -34,58 +33,24 @@ class Unclosed(bytes):
     """The start of a table's line with a quote that is never closed."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a file holds its records."""
-
-    kind: str  # "lines", "array" or "table"
-    header: tuple[str, ...] = ()  # of a table
-
-    @property
-    def first(self) -> int:
-        """The number of the first record: a table's first row is its header."""
-        return 2 if self.kind == "table" else 1
-
-
-def read_layout(stream: io.BufferedReader, name: str, given: Fields) -> tuple[Layout, Iterator[Raw]]:
-    """What `stream`, UTF-8 bytes of the file `name`, holds, and its raw records.
+def read_layout(stream: io.BufferedReader, name: str, given: Fields) -> tuple[tuple[str, ...] | None, Iterator[Raw]]:
+    """The header of the table in `stream`, UTF-8 bytes of the file `name`, or None for JSON; and its raw records.
 
     A table is known by its name (.csv, .tsv), a JSON array by its first character; where the name says nothing
     (standard input), by the first line. `given` are the fields named by the user, which help to tell a table's header.
     """
-    sample = stream.read(SAMPLE_BYTES)
+    sample = stream.peek()
     named_table = name.lower().endswith((".csv", ".tsv"))
     named_json = name.lower().endswith((".json", ".jsonl", ".ndjson"))
     if named_table:
-        sample = _BEFORE_HEADER.sub(b"", sample)
-    stream = io.BufferedReader(_After(sample, stream), 1 << 18)
+        sample = sample.removeprefix(stream.read(_BEFORE_HEADER.match(sample).end()))
     start = sample.lstrip()[:1]
     if named_table or not (named_json or start in b"{["):
         dialect, header = _table(sample.decode("utf-8", "surrogateescape"), given)
         if named_table or choose_fields(header, given).found:
-            rows = _rows(stream, dialect)
-            next(rows, None)  # the header
-            return Layout("table", header), rows
-    if start == b"[" and not name.lower().endswith((".jsonl", ".ndjson")):
-        return Layout("array"), _elements(stream)
-    return Layout("lines"), _lines(stream)
-
-
-class _After(io.RawIOBase):
-    """A stream, and before it what was already read of it."""
-
-    def __init__(self, head: bytes, stream: io.BufferedReader):
-        self._head, self._stream = head, stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        if not self._head:
-            return self._stream.readinto1(buffer)
-        count = min(len(buffer), len(self._head))
-        buffer[:count], self._head = self._head[:count], self._head[count:]
-        return count
+            return header, islice(_rows(stream, dialect), 1, None)  # 1: the header
+    is_array = start == b"[" and not name.lower().endswith((".jsonl", ".ndjson"))
+    return None, _elements(stream) if is_array else _lines(stream)
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
@@ -162,64 +127,19 @@ def _table(sample: str, given: Fields) -> tuple[dict, tuple[str, ...]]:
     with suppress(csv.Error):  # it cannot always tell, as with a single column
         sniffed = csv.Sniffer().sniff(sample[:8192])
         pairs.append((sniffed.delimiter, sniffed.quotechar))
-    best, best_score = ({}, ()), (-1,)
+    tables = []  # (how good, dialect, header)
     for delimiter, quote in pairs:
         # Spreadsheets write a quote inside a cell as "", databases as \".
         for escape in (None, "\\") if "\\" + quote in sample else (None,):
             dialect = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "skipinitialspace": True}
-            header, *rows = _first_rows(sample, dialect) or [()]
+            rows = []
+            with suppress(csv.Error):
+                rows.extend(islice(csv.reader(io.StringIO(sample, newline=""), **dialect), SAMPLE_ROWS + 1))
+            header, *rows = rows[: max(1, len(rows) - 1)] or [()]  # the last one may be cut
             same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
             score = (choose_fields(header, given).found, same, len(header))
-            if score > best_score:
-                best, best_score = (dialect, tuple(cell.strip() for cell in header)), score
-    return best
-
-
-def _first_rows(sample: str, dialect: dict) -> list[list[str]]:
-    """Up to SAMPLE_ROWS rows, without the last of a sample, which may be cut."""
-    rows = []
-    with suppress(csv.Error):
-        rows.extend(islice(csv.reader(io.StringIO(sample, newline=""), **dialect), SAMPLE_ROWS + 1))
-    return rows[:-1] if len(rows) > 1 else rows
-
-
-class _Lines:
-    """The lines of a table, one after the other, with those that the row being read has taken so far."""
-
-    def __init__(self, stream: io.BufferedReader):
-        self._text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
-        self._again: deque[str] = deque()
-        self.ended = False
-        self.begin_row()
-
-    def begin_row(self) -> None:
-        self.taken: list[str] = []
-        self._size = 0  # characters of `taken`
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else self._text.readline(MAX_RECORD_BYTES)
-        if not line:
-            self.ended = True
-            raise StopIteration
-        self.taken.append(line)
-        self._size += len(line)
-        if len(self.taken) > 1 and self._size > MAX_LINES_OF_A_ROW:
-            raise csv.Error("a quote that is never closed")
-        if len(line) >= MAX_RECORD_BYTES and not line.endswith(("\n", "\r")):
-            while (rest := self._text.readline(MAX_RECORD_BYTES)) and not rest.endswith(("\n", "\r")):
-                pass
-            raise csv.Error("a line of more than MAX_RECORD_BYTES")
-        return line
-
-    def give_back(self) -> str:
-        """The first line of the row; the others will be read anew."""
-        first, *others = self.taken
-        self._again.extendleft(reversed(others))
-        self.ended = False
-        return first
+            tables.append((score, dialect, tuple(cell.strip() for cell in header)))
+    return max(tables, key=itemgetter(0))[1:]  # of equal ones the first
 
 
 def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
@@ -227,19 +147,41 @@ def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
     the end of the file or past MAX_LINES_OF_A_ROW, the line that it stands in is broken, and the next ones are read
     anew."""
     csv.field_size_limit(MAX_RECORD_BYTES)
-    lines = _Lines(stream)
-    rows = csv.reader(lines, **dialect)
+    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    taken, size, again = [], 0, deque()  # lines of the row, their characters; lines that will be read anew
+    ended = False
+
+    def next_line() -> str:
+        nonlocal size, ended
+        line = again.popleft() if again else text.readline(MAX_RECORD_BYTES)
+        ended = not line
+        if ended:
+            return ""
+        taken.append(line)
+        size += len(line)
+        if len(taken) > 1 and size > MAX_LINES_OF_A_ROW:
+            raise csv.Error("a quote that is never closed")
+        if len(line) >= MAX_RECORD_BYTES and not line.endswith(("\n", "\r")):
+            while (rest := text.readline(MAX_RECORD_BYTES)) and not rest.endswith(("\n", "\r")):
+                pass
+            raise csv.Error("a line of more than MAX_RECORD_BYTES")
+        return line
+
+    rows = csv.reader(iter(next_line, ""), **dialect)
     while True:
-        lines.begin_row()
-        row = None
-        with suppress(csv.Error):
-            row = next(rows, ())
-            if row == ():
-                return
-        quotes = sum(line.count(dialect["quotechar"]) for line in lines.taken) if lines.ended else 0
-        if row is not None and (len(lines.taken) == 1 or quotes % 2 == 0):
+        taken, size = [], 0
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error:
+            row = None
+        quotes = sum(line.count(dialect["quotechar"]) for line in taken) if ended else 0
+        if row is not None and (len(taken) == 1 or quotes % 2 == 0):
             yield row
             continue
-        first = lines.give_back()
+        first, *others = taken
+        again.extendleft(reversed(others))
+        rows = csv.reader(iter(next_line, ""), **dialect)
         start = first[:START_BYTES].encode("utf-8", "surrogateescape")
         yield TooLong(start) if len(first) >= MAX_RECORD_BYTES else Unclosed(start)

@@ -12,11 +12,14 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from catalogue.duplicates import digest
+from catalogue.fields import printable
+from catalogue.prepare import Counts
 from text.errors import DataError
 from text.template import QA
 
@@ -33,7 +36,6 @@ LANGUAGES = {
     "German": "der die das und mit für ist ein eine von zu den im",
     "Italian": "il gli una e per con di che è della nel sono",
 }
-_LANGUAGE_WORDS = {name: frozenset(words.split()) for name, words in LANGUAGES.items()}
 _OTHER_SCRIPTS = {
     "Chinese or Japanese": re.compile("[\u3040-\u30ff\u3400-\u9fff]"),
     "Korean": re.compile("[\uac00-\ud7af]"),
@@ -48,29 +50,35 @@ _PIECE = re.compile(r"[A-Za-z]+|\d+|[^\x00-\x7f]|[^\sA-Za-z\d]+")
 OTHER_LANGUAGES = 1.45  # GPT-2's tokenizer was made from English: Portuguese takes that many more of its tokens
 
 
-def write_report(paths: dict[str, Path], report: dict, examples: list[dict], counter: tuple[Callable, str]) -> None:
+def write_report(
+    paths: dict[str, Path], inputs: list[str], counts: Counts, examples: list[tuple], counter: tuple[Callable, str]
+) -> None:
     """Write report.md and report.html of the splits in `paths`.
 
-    `report` is what report.json holds, `examples` are {"before", "after"}, `counter` comes from `token_counter`.
+    `inputs` are the names of the sources, each of `examples` is (title, content) before and after cleaning, `counter`
+    comes from `token_counter`.
     """
-    count, how = counter
-    files = [paths[f"{split}.jsonl"] for split in report["kept"]]
-    stride = max(1, math.ceil(sum(report["kept"].values()) / SAMPLE))
-    sample = [record for i, line in enumerate(_lines(files)) if i % stride == 0 for record in [json.loads(line)]]
+    count_tokens, how = counter
+    files = [paths[f"{split}.jsonl"] for split in counts.kept]
+    stride = math.ceil(counts.records / SAMPLE)
+    sample = [json.loads(line) for line in islice(_lines(files), 0, None, stride)]
     languages = [language_of(record["content"]) for record in sample]
-    lengths = np.array(count(sample, languages))
+    lengths = np.array(count_tokens(sample, languages))
+    measured = f"of {len(sample):,} records, spread evenly" if stride > 1 else "of every record"
+    median, cut = f"{np.median(lengths):.0f}", f"{(lengths > MAX_LENGTH).mean():.1%}"
     facts = {
-        "counts": _count_rows(report),
-        "sample": len(sample),
-        "how": how,
+        "inputs": inputs,
+        "counts": counts,
         "lengths": lengths,
-        "mean": float(lengths.mean()),
-        "median": float(np.median(lengths)),
-        "cut": float((lengths > MAX_LENGTH).mean()),
+        "median": median,
+        "cut": cut,
+        "about_lengths": (
+            f"Tokens {measured}, prompt and end token included, {how}. Mean {lengths.mean():.0f}, median {median}. "
+            f"{cut} are longer than {MAX_LENGTH} and will be cut at the end of a sentence."
+        ),
         "languages": Counter(languages).most_common(),
         "titles": frequent_titles(files),
         "examples": examples,
-        "report": report,
     }
     paths["report.md"].write_text(_markdown(facts), encoding="utf-8", newline="\n")
     paths["report.html"].write_text(_page(facts), encoding="utf-8", newline="\n")
@@ -84,9 +92,8 @@ def _lines(files: list[Path]) -> Iterator[bytes]:
 
 def frequent_titles(files: list[Path]) -> list[tuple[str, int]]:
     """The TITLES most frequent titles that occur more than once, capitals aside; memory is 8 bytes a record."""
-    digests = array("Q")
-    for line in _lines(files):
-        digests.append(int.from_bytes(digest(json.loads(line)["title"].casefold()), "big"))
+    titles = (json.loads(line)["title"] for line in _lines(files))
+    digests = array("Q", (int.from_bytes(digest(title.casefold()), "big") for title in titles))
     _, first, counts = np.unique(np.frombuffer(digests, np.uint64), return_index=True, return_counts=True)
     most = np.lexsort((first, -counts))[:TITLES]
     wanted = {int(first[i]): int(counts[i]) for i in most if counts[i] > 1}
@@ -100,7 +107,7 @@ def language_of(text: str) -> str:
         if len(letters.findall(text)) * 4 > len(text):
             return name
     words = Counter(re.findall(r"\w+", text.casefold()))
-    scores = {name: sum(words[word] for word in known) for name, known in _LANGUAGE_WORDS.items()}
+    scores = {name: sum(words[word] for word in known.split()) for name, known in LANGUAGES.items()}
     best = max(scores, key=scores.get)
     return best if scores[best] > 1 else "not clear"
 
@@ -153,39 +160,17 @@ def _load_tokenizer(name: str):
         ) from None
 
 
-def _count_rows(report: dict) -> list[tuple[str, int, float]]:
-    lines, kept = report["lines"], sum(report["kept"].values())
-    rows = [("lines read", lines), ("kept", kept)]
-    rows += [(f"  {split}", count) for split, count in report["kept"].items()]
-    rows += [("left out", lines - kept)]
-    rows += [(f"  {reason}", count) for reason, count in report["reasons"].items() if count]
-    return [(name, count, count / lines) for name, count in rows]
-
-
-def _in_words(facts: dict) -> str:
-    sample = f"of {facts['sample']:,} records, spread evenly" if facts["sample"] < _kept(facts) else "of every record"
-    return (
-        f"Tokens {sample}, prompt and end token included, {facts['how']}. Mean {facts['mean']:.0f}, median "
-        f"{facts['median']:.0f}. {facts['cut']:.1%} are longer than {MAX_LENGTH} and will be cut at the end of a "
-        "sentence."
-    )
-
-
-def _kept(facts: dict) -> int:
-    return sum(facts["report"]["kept"].values())
-
-
 # ---- Markdown
 
 
 def _markdown(facts: dict) -> str:
     parts = ["# What is in this data", ""]
-    parts += ["Inputs: " + ", ".join(_md(name) for name in facts["report"]["inputs"]), ""]
+    parts += ["Inputs: " + ", ".join(map(_md, facts["inputs"])), ""]
     parts += ["| | records | share |", "|---|---:|---:|"]
-    for name, count, share in facts["counts"]:
+    for name, count, share in facts["counts"].rows():
         indent = "&nbsp;&nbsp;" if name.startswith(" ") else ""
         parts.append(f"| {indent}{name.strip()} | {count:,} | {share:.1%} |")
-    parts += ["", "## Lengths", "", _in_words(facts), ""]
+    parts += ["", "## Lengths", "", facts["about_lengths"], ""]
     parts += ["| tokens | records |", "|---:|---:|"]
     counts, edges = np.histogram(facts["lengths"] - 1, bins=[0, 64, 128, 192, 256, 384, 512, 1024, 1 << 40])
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
@@ -193,14 +178,14 @@ def _markdown(facts: dict) -> str:
         parts.append(f"| {label} | {count:,} |")
     parts += ["", "## Languages", "", "By their most frequent words, in the same sample.", ""]
     parts += ["| language | share |", "|---|---:|"]
-    parts += [f"| {name} | {count / facts['sample']:.1%} |" for name, count in facts["languages"]]
+    parts += [f"| {name} | {count / len(facts['lengths']):.1%} |" for name, count in facts["languages"]]
     if facts["titles"]:
         parts += ["", "## Most frequent titles", "", "| title | records |", "|---|---:|"]
         parts += [f"| {_md(title)} | {count:,} |" for title, count in facts["titles"]]
     if facts["examples"]:
         parts += ["", "## Before and after cleaning", "", "| before | after |", "|---|---|"]
         for example in facts["examples"]:
-            before, after = (_md(f"{example[at]['title']} — {example[at]['content']}") for at in ("before", "after"))
+            before, after = (_md(" — ".join(texts)) for texts in example)
             parts.append(f"| {before} | {after} |")
     return "\n".join(parts) + "\n"
 
@@ -213,8 +198,7 @@ def _md(text: str) -> str:
 
 def _printable(text: str) -> str:
     """Lone surrogates as \\udxxx, which UTF-8 cannot hold; other controls as a space."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(character if character.isprintable() else " " for character in text)
+    return "".join(character if character.isprintable() else " " for character in printable(text))
 
 
 # ---- HTML
@@ -239,28 +223,28 @@ svg{display:block;width:100%;height:auto}@media(max-width:700px){.tiles{grid-tem
 
 
 def _page(facts: dict) -> str:
-    kept, report = _kept(facts), facts["report"]
+    counts = facts["counts"]
     tiles = [
-        (f"{report['lines']:,}", "lines read"),
-        (f"{kept:,}", f"records kept ({kept / report['lines']:.1%})"),
-        (f"{facts['median']:.0f}", "tokens in the median record"),
-        (f"{facts['cut']:.1%}", f"longer than {MAX_LENGTH} tokens"),
+        (f"{counts.lines:,}", "lines read"),
+        (f"{counts.records:,}", f"records kept ({counts.records / counts.lines:.1%})"),
+        (facts["median"], "tokens in the median record"),
+        (facts["cut"], f"longer than {MAX_LENGTH} tokens"),
     ]
     body = [
         "<h1>What is in this data</h1>",
-        f"<p>Inputs: {_html(', '.join(report['inputs']))}</p>",
+        f"<p>Inputs: {_html(', '.join(facts['inputs']))}</p>",
         '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{name}</span></div>" for n, name in tiles) + "</div>",
-        _section("Where the lines went", "Every line read was kept or left out, for one reason.", _count_table(facts)),
-        _section("Lengths", _in_words(facts), _histogram(facts["lengths"])),
+        _section("Where the lines went", "Every line read was kept or left out, for one reason.", _count_table(counts)),
+        _section("Lengths", facts["about_lengths"], _histogram(facts["lengths"])),
         _section("Languages", "By their most frequent words, in the same sample.", _bars(facts["languages"])),
     ]
     if facts["titles"]:
         body.append(_section("Most frequent titles", "Capitals aside.", _bars(facts["titles"])))
     if facts["examples"]:
         rows = "".join(
-            f'<tr><td class="raw">{_html(pair["before"]["title"])}<br><br>{_html(pair["before"]["content"])}</td>'
-            f"<td><b>{_html(pair['after']['title'])}</b><br><br>{_html(pair['after']['content'])}</td></tr>"
-            for pair in facts["examples"]
+            f'<tr><td class="raw">{_html(raw_title)}<br><br>{_html(raw_content)}</td>'
+            f"<td><b>{_html(title)}</b><br><br>{_html(content)}</td></tr>"
+            for (raw_title, raw_content), (title, content) in facts["examples"]
         )
         table = f'<table class="pairs"><tr><th>as it came</th><th>as it will be learned</th></tr>{rows}</table>'
         body.append(_section("Before and after cleaning", "Drawn evenly from the records that changed.", table))
@@ -275,24 +259,24 @@ def _section(title: str, lead: str, content: str) -> str:
     return f"<section><h2>{title}</h2><p>{_html(lead)}</p>{content}</section>"
 
 
-def _count_table(facts: dict) -> str:
-    rows, out = [], False
-    for name, count, share in facts["counts"]:
-        out = out or name == "left out"
+def _count_table(counts: Counts) -> str:
+    rows, color = "", ""
+    for name, count, share in counts.rows():
+        color = " class=out" if name == "left out" else color  # from here on
         cell = f'<td class="in">{name.strip()}</td>' if name.startswith(" ") else f"<td><b>{name}</b></td>"
-        bar = f'<td class="bar"><i{" class=out" if out else ""} style="width:{100 * share:.2f}%"></i></td>'
-        rows.append(f'<tr>{cell}<td class="n">{count:,}</td><td class="n">{share:.1%}</td>{bar}</tr>')
-    return f"<table>{''.join(rows)}</table>"
+        rows += _row(cell, [f"{count:,}", f"{share:.1%}"], 100 * share, color)
+    return f"<table>{rows}</table>"
 
 
 def _bars(counted: list[tuple[str, int]]) -> str:
     most = max(count for _, count in counted)
-    rows = (
-        f'<tr><td>{_html(name)}</td><td class="n">{count:,}</td>'
-        f'<td class="bar"><i style="width:{100 * count / most:.2f}%"></i></td></tr>'
-        for name, count in counted
-    )
+    rows = (_row(f"<td>{_html(name)}</td>", [f"{count:,}"], 100 * count / most) for name, count in counted)
     return f"<table>{''.join(rows)}</table>"
+
+
+def _row(cell: str, numbers: list[str], percent: float, color: str = "") -> str:
+    numbers = "".join(f'<td class="n">{number}</td>' for number in numbers)
+    return f'<tr>{cell}{numbers}<td class="bar"><i{color} style="width:{percent:.2f}%"></i></td></tr>'
 
 
 def _html(text: str) -> str:
@@ -301,18 +285,15 @@ def _html(text: str) -> str:
 
 def _histogram(lengths: np.ndarray) -> str:
     """Lengths in tokens as inline SVG, with the line where records are cut; the same bytes on every run."""
-    import matplotlib
-
-    matplotlib.use("svg")
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     last = int(max(np.percentile(lengths, 99), MAX_LENGTH * 1.25))
-    with matplotlib.rc_context({"svg.hashsalt": "vitrine", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with rc_context({"svg.hashsalt": "vitrine", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         axes = figure.add_subplot()
-        bins = np.linspace(0, last, 65)
         inside, over = lengths[lengths <= MAX_LENGTH], lengths[lengths > MAX_LENGTH].clip(max=last)
-        axes.hist([inside, over], bins=bins, stacked=True, color=["#2f6db5", "#d9822b"])
+        axes.hist([inside, over], bins=np.linspace(0, last, 65), stacked=True, color=["#2f6db5", "#d9822b"])
         axes.axvline(MAX_LENGTH, color="#1d2733", linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
             f"{MAX_LENGTH} tokens", (MAX_LENGTH, 1), xycoords=("data", "axes fraction"), xytext=(6, -12),

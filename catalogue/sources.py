@@ -6,9 +6,10 @@ import io
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
@@ -17,16 +18,10 @@ from text.errors import DataError
 
 STDIN = Path("-")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16  # read at once, and looked at to tell what a file is
 
 # LF-Amazon comes as trn.json (the products to train on) beside tst.json and lbl.json (the labels of both).
 LF_AMAZON = ("trn.json", "trn.json.gz")
-
-WHERE_TO_GET_IT = (
-    "LF-Amazon comes from the Extreme Classification Repository "
-    "(http://manikvarma.org/downloads/XC/XMLRepository.html): LF-Amazon-1.3M, raw text; its trn.json.gz is the file to "
-    "give here."
-)
 
 
 @dataclass(frozen=True)
@@ -65,13 +60,14 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = ()) -> list[Sou
         elif path.is_dir():
             found = [file for file in path.rglob("*") if file.is_file() and file not in outputs]
             files = {file.relative_to(path).as_posix(): file for file in found}
-            chosen = _catalogues(list(files), also=(".zip",))
-            if not chosen:
-                raise DataError(f"The folder {path} holds no catalogue (a name ending in {_suffixes()}).")
-            sources += find_sources([files[name] for name in chosen])
+            sources += find_sources([files[name] for name in _catalogues(f"folder {path}", files, also=(".zip",))])
         elif not path.exists():
-            where = "" if path.suffix.lower() in (".csv", ".tsv") else f" {WHERE_TO_GET_IT}"
-            raise DataError(f"There is no file {printable(str(path))}.{where}")
+            where_to_get_it = (
+                " LF-Amazon comes from the Extreme Classification Repository (http://manikvarma.org/downloads/XC/"
+                "XMLRepository.html): LF-Amazon-1.3M, raw text; its trn.json.gz is the file to give here."
+            )
+            hint = "" if path.suffix.lower() in (".csv", ".tsv") else where_to_get_it
+            raise DataError(f"There is no file {printable(str(path))}.{hint}")
         elif _starts_like_zip(path):
             sources += _members(path)
         else:
@@ -79,17 +75,19 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = ()) -> list[Sou
     return sources
 
 
-def _catalogues(names: list[str], also: tuple[str, ...] = ()) -> list[str]:
-    """Those of `names`, with / between folders, that are catalogues: LF-Amazon's `trn` alone where there is one."""
+def _catalogues(where: str, names: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
+    """Those of `names`, with / between folders, that are catalogues: LF-Amazon's `trn` alone where there is one.
+
+    Raises DataError, which says `where`, when there is none.
+    """
     visible = [name for name in sorted(names) if not any(part[0] in "._" for part in PurePosixPath(name).parts)]
     for wanted in LF_AMAZON:
         if found := [name for name in visible if PurePosixPath(name).name == wanted]:
             return found
-    return [name for name in visible if name.lower().removesuffix(".gz").endswith((*SUFFIXES, *also))]
-
-
-def _suffixes() -> str:
-    return ", ".join(SUFFIXES) + ", also with .gz"
+    found = [name for name in visible if name.lower().removesuffix(".gz").endswith((*SUFFIXES, *also))]
+    if not found:
+        raise DataError(f"The {where} holds no catalogue (a name ending in {', '.join(SUFFIXES)}, also with .gz).")
+    return found
 
 
 def _starts_like_zip(path: Path) -> bool:
@@ -103,51 +101,40 @@ def _members(path: Path) -> list[Source]:
             files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    chosen = _catalogues(list(files))
-    if not chosen:
-        raise DataError(f"The archive {path} holds no catalogue (a name ending in {_suffixes()}).")
-    return [Source(path, name, files[name].compress_size, files[name].file_size) for name in chosen]
+    chosen = [files[name] for name in _catalogues(f"archive {path}", files)]
+    return [Source(path, info.filename, info.compress_size, info.file_size) for info in chosen]
 
 
 @contextmanager
-def open_source(
-    source: Source, encoding: str | None = None, progress: Callable[[int], None] | None = None
-) -> Iterator[io.BufferedReader]:
-    """The bytes of `source`, unpacked, in UTF-8 and without a byte-order mark.
+def open_source(source: Source, encoding: str | None, progress: Callable[[int], None]) -> Iterator[io.BufferedReader]:
+    """The bytes of `source`, unpacked, in UTF-8 and without a byte-order mark. `peek` shows the first CHUNK_BYTES.
 
     `encoding` None: UTF-8, or UTF-16 where a byte-order mark says so. Bytes that `encoding` does not know come out as
     bytes that are not UTF-8, so that only the record they stand in is lost. `progress` is called with the number of
     stored bytes read since its last call. Raises DataError for a damaged file or an unknown encoding.
     """
     with ExitStack() as stack:
-        chunks = _unpacked(source, stack, progress or (lambda count: None))
+        chunks = _unpacked(source, stack, progress)
         head = next(chunks, b"")
         if head.startswith(b"PK\x03\x04"):
             raise DataError(f"{source} is a zip archive that cannot be read from here. Unpack it, give the file in it.")
         if encoding is None:
-            utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            encoding = "utf-16" if utf16 else "utf-8"
-        chunks = chain([head.removeprefix(codecs.BOM_UTF8)], chunks)
-        if not _is_utf8(encoding):
-            chunks = _in_utf8(chunks, encoding, source)
-        yield io.BufferedReader(_Chunks(chunks), CHUNK_BYTES)
+            encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+        yield _reader(_in_utf8(chain([head.removeprefix(codecs.BOM_UTF8)], chunks), encoding, source))
 
 
-def _unpacked(source: Source, stack: ExitStack, progress: Callable[[int], None]) -> Iterator[bytes]:
+def _unpacked(source: Source, stack: ExitStack, progress: Callable) -> Iterator[bytes]:
     """The content of `source` in chunks; gzip, also inside a zip archive, is known by its first two bytes."""
     try:
-        chunks = _stored(source, stack, progress)
-        head = next(chunks, b"")
-        chunks = chain([head], chunks)
-        if head.startswith(b"\x1f\x8b"):
-            unpacked = gzip.GzipFile(fileobj=io.BufferedReader(_Chunks(chunks), CHUNK_BYTES), mode="rb")
-            chunks = iter(lambda: unpacked.read1(CHUNK_BYTES), b"")
-        yield from chunks
+        file = _reader(_stored(source, stack, progress))
+        if file.peek().startswith(b"\x1f\x8b"):
+            file = gzip.GzipFile(fileobj=file)
+        yield from iter(partial(file.read1, CHUNK_BYTES), b"")
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise _damaged(source, error) from error
 
 
-def _stored(source: Source, stack: ExitStack, progress: Callable[[int], None]) -> Iterator[bytes]:
+def _stored(source: Source, stack: ExitStack, progress: Callable) -> Iterator[bytes]:
     if source.member is not None:
         archive = stack.enter_context(zipfile.ZipFile(source.path))
         try:
@@ -165,21 +152,18 @@ def _stored(source: Source, stack: ExitStack, progress: Callable[[int], None]) -
         yield chunk
 
 
-def _is_utf8(encoding: str) -> bool:
-    try:
-        "".encode(encoding)  # a codec that is no text encoding (base64) is refused here
-        return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
-    except (LookupError, UnicodeError):
-        raise DataError(f"There is no encoding {encoding!r}. Usual ones: utf-8, cp1252, latin-1, utf-16.") from None
-
-
 def _in_utf8(chunks: Iterator[bytes], encoding: str, source: Source) -> Iterator[bytes]:
     """Text in `encoding` as UTF-8; what cannot be decoded becomes a lone surrogate, which UTF-8 does not allow."""
     try:
-        decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
-        for chunk in chunks:
-            yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
-        yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+        "".encode(encoding)  # a codec that is no text encoding (base64) is refused here
+    except (LookupError, UnicodeError):
+        raise DataError(f"There is no encoding {encoding!r}. Usual ones: utf-8, cp1252, latin-1, utf-16.") from None
+    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii"):
+        yield from chunks
+        return
+    try:
+        for text in codecs.iterdecode(chunks, encoding, "surrogateescape"):
+            yield text.encode("utf-8", "surrogatepass")
     except (UnicodeError, LookupError, TypeError) as error:  # the last two: a codec that is no text encoding
         raise DataError(f"{source} is not {encoding} ({error}). Try another --encoding.") from None
 
@@ -188,22 +172,23 @@ def _damaged(source: Source | Path, error: Exception) -> DataError:
     return DataError(f"{source} is damaged or was cut off ({error}). Download or copy it once more.")
 
 
-class _Chunks(io.RawIOBase):
+def _reader(chunks: Iterator[bytes]) -> io.BufferedReader:
     """Chunks of bytes as a file that can be read."""
+    return io.BufferedReader(_Chunks(chunks), CHUNK_BYTES)
 
+
+class _Chunks(io.RawIOBase):
     def __init__(self, chunks: Iterator[bytes]):
-        self._chunks, self._rest = chunks, memoryview(b"")
+        self._chunks, self._rest = filter(None, chunks), memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        while not self._rest:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._rest = memoryview(chunk)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
+        """Fills `buffer`, however short the chunks are: only at the end it stays shorter."""
+        filled = 0
+        while filled < len(buffer) and (rest := self._rest or memoryview(next(self._chunks, b""))):
+            count = min(len(buffer) - filled, len(rest))
+            buffer[filled : filled + count], self._rest = rest[:count], rest[count:]
+            filled += count
+        return filled

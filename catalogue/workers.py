@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 
 
 class WorkerDied(RuntimeError):
@@ -29,31 +30,25 @@ def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator[tuple
     must be picklable. Raises what `function` raises, and `WorkerDied`.
     """
     if workers == 1:
-        for task in tasks:
-            yield task, function(task)
+        yield from ((task, function(task)) for task in tasks)
         return
-    waiting = deque()
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_as_worker)
+    tasks, waiting = iter(tasks), deque()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_as_worker)
     try:
-        for task in tasks:
-            with _interrupts_held():  # the first task starts the processes, which inherit it
-                waiting.append((task, pool.submit(function, task)))
-            if len(waiting) >= 3 * workers:
-                yield _finished(waiting.popleft())
-        while waiting:
-            yield _finished(waiting.popleft())
+        while True:
+            for task in islice(tasks, 3 * workers - len(waiting)):
+                with _interrupts_held():  # the first task starts the processes, which inherit it
+                    waiting.append((task, pool.submit(function, task)))
+            if not waiting:
+                return
+            task, future = waiting.popleft()
+            yield task, future.result()
     except BrokenProcessPool:
         raise WorkerDied(
             "A worker process was ended from outside, mostly for want of memory. Try again with --workers 1."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _finished(submitted: tuple) -> tuple:
-    task, future = submitted
-    return task, future.result()
 
 
 def _as_worker() -> None:

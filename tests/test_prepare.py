@@ -21,7 +21,7 @@ import data_prep
 from catalogue import prepare as module
 from catalogue.duplicates import THRESHOLD, shingles
 from catalogue.fields import Fields
-from catalogue.judge import REASONS, SPLITS, Options, read_record, split_of
+from catalogue.judge import SPLITS, Options, Reason, read_record, split_of
 from catalogue.outputs import settle
 from catalogue.prepare import prepare
 from catalogue.records import MAX_RECORD_BYTES
@@ -79,7 +79,7 @@ def test_every_line_is_accounted_for_under_its_reason(tmp_path):
     source = catalogue(tmp_path / "trn.json", [product(0), *(line for line, _ in ONE_OF_EACH), product(2)])
     counts = prepare([source], tmp_path / "data")
     expected = [reason for _, reason in ONE_OF_EACH]
-    assert counts.reasons == {reason: expected.count(reason) for reason in REASONS}
+    assert counts.reasons == {reason: expected.count(reason) for reason in Reason}
     assert counts.records == 2
     assert counts.lines == 2 + len(ONE_OF_EACH)
     report = json.loads((tmp_path / "data" / "report.json").read_text(encoding="utf-8"))
