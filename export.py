@@ -49,7 +49,7 @@ from model.lora import lora_layers, merge
 from run.files import whole_folder
 from run.folders import find_run, weights_of
 from run.loading import load
-from run.log import size
+from run.units import size
 from text.template import QA, Template, load_template, opening_of
 
 # Largest difference of two logits, as a share of the largest logit, that rounding alone explains.

@@ -32,7 +32,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from run.files import DamagedCheckpoint, verify
 from run.folders import OPTIMIZER, checkpoints_of
-from run.log import read_metrics
+from run.metrics import read_metrics
 from text.bpe import train_bpe
 from text.template import QA
 

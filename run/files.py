@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from run.log import size
+from run.units import size
 
 MANIFEST = "manifest.json"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from run.cli import UsageError
 from run.files import MANIFEST, DamagedCheckpoint, read_json, remove_folder, sync, verify, write_json
-from run.log import read_metrics
+from run.metrics import read_metrics
 
 CONFIG = "train_config.json"
 OPTIMIZER = "optimizer.safetensors"  # AdamW's moments: two thirds of a checkpoint, and only in the newest

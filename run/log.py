@@ -1,8 +1,6 @@
 """What is said while a run trains: metrics.jsonl, the progress bar and its lines."""
 
-import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -14,38 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from run.device import peak_memory
+from run.metrics import MetricsFile
 from run.state import TrainState
-
-
-def eta_seconds(done: int, total: int, seconds: float) -> float:
-    """Seconds that the rest takes at the rate so far."""
-    return (total - done) * seconds / done if done else math.nan
-
-
-def clock(seconds: float) -> str:
-    """75 -> '1:15', 3725 -> '1:02:05'."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1536 -> '1.5 KB' (powers of 1024, as task managers count)."""
-    return _scaled(count, 1024, (" B", " KB", " MB", " GB", " TB"))
-
-
-def short(count: float) -> str:
-    """1234 -> '1.2k', 3456789 -> '3.5M'."""
-    return _scaled(count, 1000, ("", "k", "M", "G", "T"))
-
-
-def _scaled(count: float, base: int, units: tuple[str, ...]) -> str:
-    power = 0
-    while abs(count) >= base and power < len(units) - 1:
-        count, power = count / base, power + 1
-    return f"{count:.0f}{units[power]}" if count >= 100 or power == 0 else f"{count:.1f}{units[power]}"
+from run.units import clock, eta_seconds, short, size
 
 
 def progress_line(entry: dict, total_steps: int, width: int | None = None) -> str:
@@ -67,12 +36,6 @@ def progress_line(entry: dict, total_steps: int, width: int | None = None) -> st
             break
         line += "  " + part
     return line
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """Two aligned columns."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:{width}}  {value}" for name, value in rows)
 
 
 class Stopwatch:
@@ -155,42 +118,3 @@ class MetricLogger:
             self.file.write(entry)
             tqdm.write(progress_line(entry, self.plan.total_steps))
         self.state.clear_sums()
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, on the disk as soon as it is written."""
-
-    def __init__(self, path: Path, resumed_at: int = 0):
-        """Lines past step `resumed_at` belong to steps that will be done again, and go; so do unreadable ones."""
-        if path.exists():
-            kept = [entry for entry in read_metrics(path) if entry["step"] <= resumed_at]
-            temporary = path.with_name(f".{path.name}.tmp")
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
-
-    def write(self, entry: dict) -> None:
-        """Numbers that JSON does not have (nan, inf) become null."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The entries of metrics.jsonl that have a step; lines cut short or damaged by a power failure are left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return [entry for entry in map(_entry, lines) if entry is not None]
-
-
-def _entry(line: str) -> dict | None:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
-        return None
-    return entry if isinstance(entry.get("val_loss"), int | float | None) else None

@@ -13,10 +13,10 @@ from run.config import TrainConfig
 from run.data import Data
 from run.files import check_free_space
 from run.folders import step_of
-from run.log import short, size, table
 from run.memory import MemoryPlan, free_memory, plan_memory, stay_on_the_card
 from run.session import Session
 from run.shard import divided
+from run.units import short, size, table
 from text.batch import Encoder
 from text.stream import steps_per_epoch
 

@@ -20,7 +20,7 @@ from run.config import from_json, read_recipe
 from run.files import DamagedCheckpoint, verify, whole_folder
 from run.folders import read_run
 from run.lock import read_holder
-from run.log import read_metrics
+from run.metrics import read_metrics
 from text.errors import DataError
 from text.template import load_template
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from run.log import MetricLogger, MetricsFile, Stopwatch, clock, eta_seconds, progress_line, short, size
+from run.log import MetricLogger, Stopwatch, progress_line
+from run.metrics import MetricsFile
 from run.plan import learning_rate_at
 from run.ranks import Ranks
 from run.state import TrainState
+from run.units import clock, eta_seconds, short, size
 
 
 @pytest.mark.parametrize(
