@@ -8,10 +8,15 @@ python generate.py --before                   the same, with the model as it was
 python generate.py --sources 3                lists under each answer the products that it can be checked against
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from run.cli import Parser, UsageError, integer, real, run_script
+from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
+from run.terminal import one_line
+
+AT_ONCE = 128  # titles: their answers are written in batches of like length, and printed together
 
 
 def parse(args: list[str] | None = None):
@@ -59,7 +64,33 @@ def parse(args: list[str] | None = None):
         parser.error("give --title or --titles, not both.")
     if options.greedy and options.num_return_sequences > 1:
         parser.error("--greedy has only one answer for a title; leave --num_return_sequences out.")
+    try:  # what needs no torch is said before it is loaded
+        options.title = read_titles(options.titles) if options.titles else options.title
+        if not options.adapter:
+            find_run(options.run, options.output_dir)
+    except UsageError as error:
+        parser.error(str(error))
+    options.title = [as_text(title) for title in options.title] if options.title else options.title
     return options
+
+
+def read_titles(path: Path) -> list[str]:
+    """Raises `UsageError` when the file cannot be read, or is not UTF-8."""
+    try:
+        return lines_of(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 text ({error.reason}): save it so."
+        raise UsageError(f"{one_line(path)} cannot be read: {reason}") from None
+
+
+def lines_of(text: str) -> list[str]:
+    """The titles in a text, one a line; bytes that are no text show as U+FFFD."""
+    return [title for line in text.split("\n") if (title := as_text(line))]
+
+
+def as_text(argument: str) -> str:
+    """What a shell or a pipe gave, without the marks of bytes that are not UTF-8."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
 
 if __name__ == "__main__":
@@ -68,6 +99,8 @@ if __name__ == "__main__":
 import json
 from collections.abc import Iterator
 
+from tqdm import tqdm
+
 from catalogue.index import Catalogue, Product
 from model.adapter import adapter_base, is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
@@ -75,7 +108,6 @@ from model.load import context_length
 from model.lora import unwrap
 from model.sample import Sampling, generate, tokens_of
 from run.device import pick_machine
-from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.loading import encoder_of, load
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
@@ -84,7 +116,7 @@ from text.template import QA, load_template
 
 
 def main(options) -> int:
-    titles = read_titles(options.titles) if options.titles else options.title
+    titles = options.title
     machine, adapters = pick_machine(options.device), [adapter_folder(name, options) for name in options.adapter or ()]
     if adapters:
         run, weights, source = run_around(adapters[0]), adapters[0], options.base or adapter_base(adapters[0])
@@ -105,7 +137,6 @@ def main(options) -> int:
     model, encoder = load(source, load_template(weights, default=QA), 0, machine, four_bit)
     if adapters:
         load_adapter(model, weights)
-    tokenizer, template = encoder.tokenizer, encoder.template
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         greedy=options.greedy,
@@ -117,38 +148,60 @@ def main(options) -> int:
         seed=options.seed,
     )
     copies = options.num_return_sequences
-    for title, prompt in zip(titles or [], encoder.prompts(titles or [""]), strict=False):
-        if len(prompt) >= context_length(model.config):
-            print(f"Too long for this model, so it gets no answer: {title[:60]}...", file=sys.stderr)
-
     if titles is None and sys.stdin.isatty():
         print(f"{source}  (/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
         return converse(model, encoder, sampling, copies, sources, adapters)
-    if titles is None:
-        titles = piped_titles()
+    titles = lines_of(sys.stdin.read()) if titles is None else titles
     if not titles:
         raise UsageError("There is no title to answer.")
-
     if len(titles) == copies == 1 and not options.titles:
         answer_aloud(model, encoder, titles[0], sampling, 0, sources)
         return 0
-    window = context_length(model.config)
-    found = [sources.nearest(title) for title in titles]
-    prompts = encoder.prompts(titles, [sources.context(products) for products in found], window)
-    prompts = [prompt for prompt in prompts for _ in range(copies)]
-    answers = generate(model, prompts, encoder.end_token, sampling, stop_rule=stop_rule(tokenizer, template.stop))
-    for i, answer in enumerate(answers):
-        text = decode(tokenizer, answer.ids, template.stop)
-        products = found[i // copies]
-        entry = {"title": titles[i // copies], "answer": text, "stopped": answer.stopped}
-        if options.sources:
-            entry["sources"] = [{"uid": p.uid, "title": p.title, "matched": p.matched} for p in products]
-        if options.grounded:
-            entry["grounded_on"] = products[0].uid if products else None
-        print(json.dumps(entry, ensure_ascii=False) if options.titles else " ".join(text.split()))
-        if not options.titles and (i + 1) % copies == 0:
-            sources.show(products)
+    answer_all(model, encoder, titles, sampling, copies, sources, as_json=bool(options.titles))
     return 0
+
+
+def answer_all(
+    model, encoder: Encoder, titles: list[str], sampling: Sampling, copies: int, sources: "Sources", as_json: bool
+) -> None:
+    """Print every answer in its order, some at a time; a title that the model cannot take gets none, and that is said.
+
+    Stops when nobody reads them any more.
+    """
+    window, stop = context_length(model.config), encoder.template.stop
+    rule, asked = stop_rule(encoder.tokenizer, stop), [title for title in titles for _ in range(copies)]
+    bar = tqdm(total=len(asked), desc="answering", leave=False, disable=None)
+    for first in range(0, len(asked), AT_ONCE):
+        some = asked[first : first + AT_ONCE]
+        found = {title: sources.nearest(title) for title in some}
+        contexts = {title: sources.context(products) for title, products in found.items()}
+        prompts = encoder.prompts(some, [contexts[title] for title in some], window)
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < window]
+        chosen, numbers = [prompts[i] for i in fitting], [first + i for i in fitting]
+        written = generate(model, chosen, encoder.end_token, sampling, stop_rule=rule, numbers=numbers)
+        answers = dict(zip(fitting, written, strict=True))
+        for i, title in enumerate(some):
+            products, answer = found[title], answers.get(i)
+            text = decode(encoder.tokenizer, answer.ids, stop) if answer else ""
+            entry = {"title": title, "answer": text, "stopped": bool(answer and answer.stopped)}
+            if answer is None:
+                entry["error"] = no_answer(title, window)
+                tqdm.write(entry["error"], file=sys.stderr)
+            if sources.count:
+                entry["sources"] = [{"uid": p.uid, "title": p.title, "matched": p.matched} for p in products]
+            if sources.grounded:
+                entry["grounded_on"] = products[0].uid if products else None
+            tqdm.write(json.dumps(entry, ensure_ascii=False) if as_json else " ".join(text.split()), file=sys.stdout)
+            if not as_json and (first + i + 1) % copies == 0:
+                sources.show(products)
+        if getattr(sys.stdout, "left", False):
+            break
+        bar.update(len(some))
+    bar.close()
+
+
+def no_answer(title: str, window: int) -> str:
+    return f"No answer: longer than the {window:,} tokens that the model sees: {one_line(title[:60])} ..."
 
 
 def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources", adapters: list[Path]) -> int:
@@ -160,7 +213,7 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
         print(f"/{number}  {folder}", file=sys.stderr)
     asked, now = 0, 0
     try:
-        while (title := input("\nTitle or question> ").strip()).lower() not in ("sair", "quit", "exit"):
+        while (title := as_text(input("\nTitle or question> "))).lower() not in ("sair", "quit", "exit"):
             if title in (f"/{number + 1}" for number in range(len(adapters))):
                 try:
                     encoder = switch_adapter(model, adapters[int(title[1:]) - 1])
@@ -187,8 +240,10 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
 
 def answer_aloud(model, encoder: Encoder, title: str, sampling: Sampling, number: int, sources: "Sources") -> None:
     """Print the answer to `title` as it is written, and its sources if they are wanted."""
-    products = sources.nearest(title)
-    prompts = encoder.prompts([title], [sources.context(products)], context_length(model.config))
+    products, window = sources.nearest(title), context_length(model.config)
+    prompts = encoder.prompts([title], [sources.context(products)], window)
+    if len(prompts[0]) >= window:
+        return print(no_answer(title, window), file=sys.stderr)
     for piece in answer_pieces(model, encoder, prompts, sampling, number):
         print(piece, end="", flush=True)
     print()
@@ -224,28 +279,21 @@ def answer_pieces(model, encoder: Encoder, prompts: list[list[int]], sampling: S
     yield text.rest()
 
 
-def piped_titles() -> list[str]:
-    try:
-        return list(filter(None, map(str.strip, sys.stdin)))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"Standard input is not UTF-8 text: {error}") from None
-
-
 class Sources:
     """What of the catalogue is shown under an answer, and what of it is put before a prompt."""
 
     def __init__(self, folder: Path, count: int, grounded: bool):
         """`count` products are listed, 0: none. Raises DataError when a catalogue is needed and there is none."""
-        self._folder, self._count, self._grounded = folder, count, grounded
+        self._folder, self.count, self.grounded = folder, count, grounded
         self._catalogue = Catalogue(folder) if count or grounded else None
 
     def nearest(self, title: str) -> list[Product]:
-        count = max(self._count, 1 if self._grounded else 0)
+        count = max(self.count, 1 if self.grounded else 0)
         return self._catalogue.nearest(title, count) if count else []
 
     def context(self, products: list[Product]) -> str:
         """What is put before the prompt, "" for nothing; says so."""
-        if not self._grounded:
+        if not self.grounded:
             return ""
         if not products:
             print("(grounded: nothing in the catalogue matches; the model answers by itself)", file=sys.stderr)
@@ -254,31 +302,25 @@ class Sources:
         return products[0].content
 
     def show(self, products: list[Product]) -> None:
-        if not self._count:
+        if not self.count:
             return
         if not products:
             print("  This answer has no source: nothing in the catalogue matches.")
-        for number, product in enumerate(products[: self._count], start=1):
+        for number, product in enumerate(products[: self.count], start=1):
             print(f"  [{number}] {product.uid}  {product.title}  (matched: {', '.join(product.matched)})")
 
     def switch(self, count: str) -> str:
         """Turn the list on or off, or set its length; returns what to say."""
-        if count and not count.isdecimal():
+        try:
+            wanted = integer(0, most=1000)(count) if count else 0 if self.count else 3
+        except (ValueError, argparse.ArgumentTypeError):
             return "/sources turns the list of sources on and off, /sources 5 makes it five products long."
         try:
             self._catalogue = self._catalogue or Catalogue(self._folder)
         except DataError as error:
             return str(error)
-        self._count = int(count) if count else 0 if self._count else 3
-        return f"Sources: the {self._count} nearest products." if self._count else "Sources: off."
-
-
-def read_titles(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    return [line.strip() for line in lines if line.strip()]
+        self.count = wanted
+        return f"Sources: the {self.count} nearest products." if self.count else "Sources: off."
 
 
 if __name__ == "__main__":

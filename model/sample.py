@@ -42,22 +42,23 @@ def generate(
     sampling: Sampling,
     batch_size: int = 32,
     stop_rule: Callable[[list[int]], bool] | None = None,
+    numbers: list[int] | None = None,
 ) -> list[Answer]:
-    """One `Answer` for each prompt, in order. `stop_rule` may end an answer by what has been written of it."""
+    """One `Answer` for each prompt, in order. `stop_rule` may end an answer by what has been written of it.
+
+    `numbers`: of the answers, where these prompts are a part of more; by default from 0.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths share a batch: less padding
     answers: list[Answer | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        ids: list[list[int]] = [[] for _ in chosen]
-        some = [prompts[i] for i in chosen]
-        for tokens in tokens_of(model, some, end_token, sampling, numbers=chosen, stop_rule=stop_rule):
-            for row, token in enumerate(tokens):
-                if token is not None:
-                    ids[row].append(token)
-        for i, row in zip(chosen, ids, strict=True):
-            stopped = bool(row) and row[-1] == end_token
-            ruled = not stopped and stop_rule is not None and stop_rule(row)
-            answers[i] = Answer(row[:-1] if stopped else row, stopped or ruled)
+        streams = [numbers[i] for i in chosen] if numbers else chosen
+        steps = list(tokens_of(model, [prompts[i] for i in chosen], end_token, sampling, streams, stop_rule))
+        for row, i in enumerate(chosen):
+            ids = [tokens[row] for tokens in steps if tokens[row] is not None]
+            stopped = ids[-1:] == [end_token]
+            ruled = not stopped and stop_rule is not None and stop_rule(ids)
+            answers[i] = Answer(ids[:-1] if stopped else ids, stopped or ruled)
     return answers
 
 
@@ -87,12 +88,7 @@ def tokens_of(
             return
         positions = (mask.cumsum(dim=1) - 1).clamp(0, context - 1)[:, -ids.shape[1] :]
         output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            cache=cache,
-            use_cache=True,
-            logits_to_keep=1,
+            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1
         )
         cache = output.cache
         # Every stream moves on at every step, so that it does not matter when the others end.

@@ -232,7 +232,7 @@ def test_adapters_are_switched_in_the_loop_without_loading_the_base_again(tmp_pa
     alone = [asked(tmp_path / "runs" / name, capsys=capsys) for name in "ab"]
     assert alone[0] != alone[1]
     loaded = []
-    monkeypatch.setattr(generate, "load_model", lambda *args, **kw: loaded.append(args) or load_model(*args, **kw))
+    monkeypatch.setattr("run.loading.load_model", lambda *args, **kw: loaded.append(args) or load_model(*args, **kw))
     lines = iter(["Caneca azul", "/2", "Caneca azul", "/1", "Caneca azul", "sair"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     monkeypatch.setattr("sys.stdin", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
@@ -296,9 +296,8 @@ def test_an_adapter_of_a_4_bit_run_gets_its_base_in_4_bit(tmp_path, data, train,
         "--model", folder_of("qwen2", tmp_path / "base"), "--run_name", "a", "--max_steps", 1, *STEPS, "--load_in_4bit"
     )
     seen = []
-    monkeypatch.setattr(
-        generate, "load_model", lambda *args, **kw: seen.append(kw["four_bit"]) or load_model(*args, **kw)
-    )
+    remember = lambda *args, **kw: seen.append(kw["four_bit"]) or load_model(*args, **kw)  # noqa: E731
+    monkeypatch.setattr("run.loading.load_model", remember)
     for name in ("a", "a/final"):
         loop(["quit"], ("--adapter", tmp_path / "runs" / name), monkeypatch, capsys)
     assert seen == [True, True]
