@@ -48,14 +48,14 @@ def main() -> int:
 
     from catalogue.fields import Fields
     from catalogue.judge import Options
-    from catalogue.prepare import OUTPUTS, latin1_hint, prepare
+    from catalogue.prepare import latin1_hint, outputs_in, prepare
     from catalogue.sources import find_sources
     from catalogue.workers import cores
 
     settings = vars(args)  # what is not taken out of it here bears the name of an option
     inputs, folder, workers = (settings.pop(name) for name in ("inputs", "output_dir", "workers"))
     fields = Fields(*(settings.pop(f"{name}_field") for name in ("title", "content", "uid")))
-    sizes = [source.size for source in find_sources(inputs, [folder / name for name in OUTPUTS])]
+    sizes = [source.size for source in find_sources(inputs, outputs_in(folder))]
     total = None if None in sizes else sum(sizes)
     if workers is None:
         workers = 1 if (total or 0) < SMALL_INPUT_BYTES else cores()

@@ -1,6 +1,6 @@
 """Train a small language model to write a product's description from its title.
 
-    python train.py                              the bundled catalogue if no data was prepared; no download needed
+    python train.py                              the bundled catalogue if no data was prepared; no download on a CPU
     python train.py --model distilgpt2           fine-tune DistilGPT-2
     python train.py --resume                     go on with the newest run
 

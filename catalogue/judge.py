@@ -16,10 +16,9 @@ import numpy as np
 from catalogue.clean import clean
 from catalogue.duplicates import digest, near_keys
 from catalogue.fields import Fields
+from catalogue.outputs import SPLITS  # noqa: F401  of `split_of`
 from catalogue.records import Raw, TooLong, Unclosed
 from catalogue.sources import Source
-
-SPLITS = ("train", "val", "test")
 
 
 class Reason(StrEnum):
@@ -173,8 +172,9 @@ def _as_text(value: object) -> str:
         return value
     if isinstance(value, list):
         return " ".join(_as_text(item) for item in value if not isinstance(item, list))
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return str(value) if is_number else ""  # pandas writes NaN where a field is missing
+    if isinstance(value, float):
+        return str(value) if math.isfinite(value) else ""  # pandas writes NaN where a field is missing
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
 
 
 def split_of(title: str, val_share: float, test_share: float) -> str:

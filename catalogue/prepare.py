@@ -23,15 +23,12 @@ from typing import BinaryIO
 from catalogue.duplicates import THRESHOLD, KeyTable, similarity
 from catalogue.fields import choose_fields, describe
 from catalogue.index import check_fts5, write_catalogue
-from catalogue.judge import DEFAULTS, EXAMPLES, SPLITS, Block, Candidate, Options, Reason, json_line, judge_block, parse
-from catalogue.outputs import together
+from catalogue.judge import DEFAULTS, EXAMPLES, Block, Candidate, Options, Reason, json_line, judge_block, parse
+from catalogue.outputs import JOURNAL, OUTPUTS, SPLITS, together
 from catalogue.records import START_BYTES, Raw, read_layout
 from catalogue.sources import Source, find_sources, open_source
 from catalogue.workers import ordered
 from text.errors import DataError
-
-SPLIT_FILES = tuple(f"{split}.jsonl" for split in SPLITS)
-OUTPUTS = (*SPLIT_FILES, "rejects.jsonl", "report.json", "catalogue.sqlite", "report.md", "report.html")
 
 BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
 FIELDS_SAMPLE = 200  # records of a block that are looked at to choose the fields; all of it when they are not there
@@ -86,9 +83,9 @@ def prepare(
         from catalogue.report import token_counter, write_report  # loads matplotlib
 
         counter = token_counter(options.tokenizer)  # now: a name that is wrong is said before the work
-    sources = find_sources(inputs, [output_dir / name for name in OUTPUTS])
+    sources = find_sources(inputs, outputs_in(output_dir), say)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with together(output_dir, OUTPUTS) as paths:
+    with together(output_dir) as paths:
         blocks = _blocks(sources, options, progress, say)
         counts, examples = _write_splits(ordered(partial(judge_block, options=options), blocks, workers), paths)
         _check_usable(counts)
@@ -143,6 +140,11 @@ def _next_block(records: Iterator[Raw]) -> list[Raw]:
     return block
 
 
+def outputs_in(folder: Path) -> list[Path]:
+    """What is written into a data folder, which is no catalogue."""
+    return [folder / name for name in (*OUTPUTS, JOURNAL)]
+
+
 def _write_splits(
     judged: Iterable[tuple[Block, list[Candidate | Reason]]], paths: dict[str, Path]
 ) -> tuple[Counts, list[tuple]]:
@@ -150,7 +152,7 @@ def _write_splits(
     lines, kept, reasons, latin1 = 0, dict.fromkeys(SPLITS, 0), dict.fromkeys(Reason, 0), 0
     examples: list[Candidate] = []  # those with the smallest digests, so a sample of the whole catalogue
     with ExitStack() as stack:
-        splits = _Splits([stack.enter_context(paths[name].open("w+b")) for name in SPLIT_FILES])
+        splits = _Splits([stack.enter_context(paths[f"{split}.jsonl"].open("w+b")) for split in SPLITS])
         rejects = stack.enter_context(paths["rejects.jsonl"].open("wb"))
         for block, outcomes in judged:
             lines += len(block.records)

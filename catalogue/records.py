@@ -142,6 +142,20 @@ def _table(sample: str, given: Fields) -> tuple[dict, tuple[str, ...]]:
     return max(tables, key=itemgetter(0))[1:]  # of equal ones the first
 
 
+def _is_one_row(lines: list[str], columns: int, dialect: dict) -> bool:
+    """Whether a row that goes over several lines does so on purpose, and not for stray quotes in two of them.
+
+    Of a cell on purpose nothing stands behind the quote that closes it; and what is in it is not rows of the table.
+    """
+    try:
+        list(csv.reader(lines, **dialect, strict=True))
+    except csv.Error:
+        return False
+    inner = lines[1:-1]
+    whole = sum(len(row) == columns for line in inner for row in csv.reader([line], **dialect))
+    return len(inner) < (3 if columns > 2 else 20) or whole < 0.9 * len(inner)
+
+
 def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
     """The rows of a table. A quote that is never closed would take all that follows into one cell: where one runs to
     the end of the file or past MAX_LINES_OF_A_ROW, the line that it stands in is broken, and the next ones are read
@@ -167,7 +181,7 @@ def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
             raise csv.Error("a line of more than MAX_RECORD_BYTES")
         return line
 
-    rows = csv.reader(iter(next_line, ""), **dialect)
+    rows, columns = csv.reader(iter(next_line, ""), **dialect), 0
     while True:
         taken, size = [], 0
         try:
@@ -177,7 +191,8 @@ def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
         except csv.Error:
             row = None
         quotes = sum(line.count(dialect["quotechar"]) for line in taken) if ended else 0
-        if row is not None and (len(taken) == 1 or quotes % 2 == 0):
+        if row is not None and (len(taken) == 1 or (quotes % 2 == 0 and _is_one_row(taken, columns, dialect))):
+            columns = columns or len(row)
             yield row
             continue
         first, *others = taken

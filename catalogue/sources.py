@@ -6,12 +6,13 @@ import io
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from catalogue.fields import printable
 from text.errors import DataError
@@ -30,6 +31,7 @@ class Source:
 
     path: Path
     member: str | None = None  # its name inside the archive `path`
+    number: int = 0  # its place there: two may have one name
     size: int | None = None  # bytes as stored, packed ones of a packed file; None: unknown
     unpacked: int | None = None  # bytes, of a member
 
@@ -45,22 +47,25 @@ class Source:
         return self.name if self.path == STDIN else printable(str(self.path))
 
 
-def find_sources(inputs: list[Path], outputs: Collection[Path] = ()) -> list[Source]:
+def find_sources(
+    inputs: list[Path], outputs: Collection[Path] = (), say: Callable[[str], None] = lambda sentence: None
+) -> list[Source]:
     """The files that `inputs` mean, in order. Of a folder or a zip archive: `trn.json(.gz)` if it has one, else every
-    catalogue in it, by name, but none of our own `outputs`.
+    catalogue in it, by name, but none of our own `outputs`. `say` is told what is left alone.
 
-    Raises DataError for an input that is not there or holds no catalogue.
+    Raises DataError for an input that is not there, holds no catalogue, or is one of the `outputs`.
     """
-    sources = []
+    sources, ours = [], {path.resolve() for path in outputs}
     for path in inputs:
         if path == STDIN:
             sources.append(Source(path))
         elif "*" in path.name and (found := sorted(path.parent.glob(path.name))):  # Windows leaves it to the program
-            sources += find_sources(found, outputs)
+            sources += find_sources(found, outputs, say)
         elif path.is_dir():
-            found = [file for file in path.rglob("*") if file.is_file() and file not in outputs]
-            files = {file.relative_to(path).as_posix(): file for file in found}
-            sources += find_sources([files[name] for name in _catalogues(f"folder {path}", files, also=(".zip",))])
+            found = sorted(file for file in path.rglob("*") if file.is_file() and file.resolve() not in ours)
+            names = [file.relative_to(path).as_posix() for file in found]
+            chosen = _catalogues(f"folder {path}", names, say, also=(".zip",))
+            sources += find_sources([found[number] for number in chosen], outputs, say)
         elif not path.exists():
             where_to_get_it = (
                 " LF-Amazon comes from the Extreme Classification Repository (http://manikvarma.org/downloads/XC/"
@@ -68,25 +73,38 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = ()) -> list[Sou
             )
             hint = "" if path.suffix.lower() in (".csv", ".tsv") else where_to_get_it
             raise DataError(f"There is no file {printable(str(path))}.{hint}")
+        elif not path.is_file():  # a pipe, which can be read once: not even looked at
+            sources.append(Source(path))
+        elif path.resolve() in ours:
+            raise DataError(
+                f"{printable(str(path))} is what would be written here, and its held-out records are elsewhere: "
+                "give the raw catalogue, or another --output_dir."
+            )
         elif _starts_like_zip(path):
-            sources += _members(path)
+            sources += _members(path, say)
         else:
             sources.append(Source(path, size=path.stat().st_size))
     return sources
 
 
-def _catalogues(where: str, names: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
-    """Those of `names`, with / between folders, that are catalogues: LF-Amazon's `trn` alone where there is one.
+def _catalogues(where: str, names: list[str], say: Callable[[str], None], also: tuple[str, ...] = ()) -> list[int]:
+    """The places of those `names`, with / between folders, that are catalogues, by name: LF-Amazon's `trn` alone where
+    there is one. Says which are left alone.
 
     Raises DataError, which says `where`, when there is none.
     """
-    visible = [name for name in sorted(names) if not any(part[0] in "._" for part in PurePosixPath(name).parts)]
-    for wanted in LF_AMAZON:
-        if found := [name for name in visible if PurePosixPath(name).name == wanted]:
-            return found
-    found = [name for name in visible if name.lower().removesuffix(".gz").endswith((*SUFFIXES, *also))]
+    by_name = sorted(range(len(names)), key=names.__getitem__)
+    visible = [i for i in by_name if not any(p[0] in "._" and p != ".." for p in PurePosixPath(names[i]).parts)]
+    found = [i for i in visible if names[i].lower().removesuffix(".gz").endswith((*SUFFIXES, *also))]
+    for wanted in LF_AMAZON[::-1]:
+        found = [i for i in visible if PurePosixPath(names[i]).name == wanted] or found
     if not found:
-        raise DataError(f"The {where} holds no catalogue (a name ending in {', '.join(SUFFIXES)}, also with .gz).")
+        raise DataError(
+            f"The {printable(where)} holds no catalogue (a name ending in {', '.join(SUFFIXES)}, also with .gz)."
+        )
+    if left := [names[i] for i in by_name if i not in set(found)]:
+        more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
+        say(f"{printable(where)}: left alone: {printable(', '.join(left[:5]))}{more}")
     return found
 
 
@@ -95,14 +113,14 @@ def _starts_like_zip(path: Path) -> bool:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def _members(path: Path) -> list[Source]:
+def _members(path: Path, say: Callable[[str], None]) -> list[Source]:
     try:
         with zipfile.ZipFile(path) as archive:
-            files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            infos = [(number, info) for number, info in enumerate(archive.infolist()) if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    chosen = [files[name] for name in _catalogues(f"archive {path}", files)]
-    return [Source(path, info.filename, info.compress_size, info.file_size) for info in chosen]
+    chosen = [infos[place] for place in _catalogues(f"archive {path}", [info.filename for _, info in infos], say)]
+    return [Source(path, info.filename, number, info.compress_size, info.file_size) for number, info in chosen]
 
 
 @contextmanager
@@ -130,7 +148,7 @@ def _unpacked(source: Source, stack: ExitStack, progress: Callable) -> Iterator[
         if file.peek().startswith(b"\x1f\x8b"):
             file = gzip.GzipFile(fileobj=file)
         yield from iter(partial(file.read1, CHUNK_BYTES), b"")
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(source, error) from error
 
 
@@ -138,18 +156,32 @@ def _stored(source: Source, stack: ExitStack, progress: Callable) -> Iterator[by
     if source.member is not None:
         archive = stack.enter_context(zipfile.ZipFile(source.path))
         try:
-            file = stack.enter_context(archive.open(source.member))
+            file = stack.enter_context(archive.open(archive.infolist()[source.number]))
         except RuntimeError as error:  # encrypted, or an unknown packing
             raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, give the file.") from None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise _damaged(source, error) from error
     else:
         file = sys.stdin.buffer if source.path == STDIN else stack.enter_context(source.path.open("rb"))
     read, told = 0, 0
-    while chunk := file.read(CHUNK_BYTES):
+    while chunk := _read(file, source):
         read += len(chunk)
         stored = read * source.size // source.unpacked if source.unpacked else read
         progress(stored - told)
         told = stored
         yield chunk
+
+
+def _read(file: BinaryIO, source: Source) -> bytes:
+    """Raises DataError whatever the file, or the library that unpacks it, raises: each has exceptions of its own."""
+    try:
+        return file.read(CHUNK_BYTES)
+    except OSError as error:
+        if error.errno is None:  # as bz2 says it
+            raise _damaged(source, error) from error
+        raise DataError(f"{source} cannot be read: {error.strerror}.") from error
+    except Exception as error:
+        raise _damaged(source, error) from error
 
 
 def _in_utf8(chunks: Iterator[bytes], encoding: str, source: Source) -> Iterator[bytes]:

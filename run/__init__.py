@@ -1,1 +1,1 @@
-"""What surrounds the loop: options, devices, files, the screen. Knows neither text nor model internals."""
+"""What surrounds the training loop, and the place where model and text meet."""

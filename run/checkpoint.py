@@ -215,7 +215,7 @@ def seed_random_state(seed: int) -> None:
 
 
 def random_state() -> dict[str, Tensor]:
-    """Every generator of this process that a model may draw from."""
+    """Of torch, Python and NumPy, and of this process's GPU. A Gaussian held back for the next call is not kept."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     states = {
         "cpu": torch.get_rng_state(),

@@ -14,6 +14,7 @@ from run.cli import Parser, UsageError, check_number, did_you_mean
 NEWEST = ""  # what --resume without a value means
 
 # What may be named anew on --resume: where things are, what is said and saved, how much is computed at once, how long.
+# More steps or another device change the numbers of the steps that are left.
 # Anything else would make it another run.
 CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
 CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
@@ -39,7 +40,10 @@ class TrainConfig:
     question_share: float = option(0.2, "share of the records that are asked for by a question", least=0, most=1)
     loss_on: str = option("answer", "tokens that are supervised", choices=("answer", "all"))
     max_length: int = option(
-        256, "longest record in tokens; longer ones are cut at a sentence end", least=8, most=2**20
+        256,
+        "longest record in tokens; a longer one is cut at its last sentence end that fits, else hard",
+        least=8,
+        most=2**20,
     )
     # which weights: all of them, or adapters beside them
     lora: bool = option(False, "train low-rank adapters beside the weights, which stay as they are")

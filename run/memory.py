@@ -5,7 +5,7 @@
     one chunk of logits                             measured there too, it grows with the rows of the chunk
 
 What CUDA and the libraries hold is not in the plan: the free memory that it is compared with is read after they came.
-All sizes are bytes. Only the activations depend on the micro-batch, so the largest one that fits can be computed.
+All sizes are bytes. Only the activations depend on the micro-batch, so one that fits is found before the first step.
 """
 
 from collections import Counter
@@ -75,7 +75,7 @@ class MemoryPlan:
         return int(free * HEADROOM) + self.weights
 
     def largest_micro_batch(self, free: int, longest_record: int, at_most: int) -> int:
-        """Tokens of the largest micro-batch that fits into `free` bytes beside the weights that are there already.
+        """`longest_record` tokens, doubled while they fit into `free` bytes beside the weights that are there already.
 
         Raises `OutOfMemory`, naming the cheapest ways out, when one record of `longest_record` tokens is too much.
         """

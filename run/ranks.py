@@ -1,8 +1,8 @@
 """Many processes for one run: `torchrun --nproc_per_node=N train.py`, on PyTorch's own DistributedDataParallel.
 
 Every rank holds the whole model, computes its share of a step's records, and the gradients are summed. The loss is a
-sum that is divided once, by the tokens of all ranks, so the step is the same one for any number of ranks. A single
-process passes through here without any effect.
+sum that is divided once, by the tokens of all ranks, so without dropout the step is the same one for any number of
+ranks. A single process passes through here without any effect.
 """
 
 import math
@@ -125,8 +125,8 @@ class Ranks:
 
         The micro-batches run past DistributedDataParallel; one empty backward through it at the end of the step does
         the sum, in its buckets. So ranks may have different numbers of micro-batches, or none, and one that runs out
-        of memory may take a micro-batch again in smaller pieces. The price is that the sum does not overlap with the
-        backward.
+        of memory may begin its part of the step again in smaller pieces. The price is that the sum does not overlap
+        with the backward.
         """
         if self.size == 1:
             return lambda loss_sum: None

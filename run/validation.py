@@ -74,5 +74,5 @@ class Samples:
     def before_and_after(self, after: dict[str, str]) -> str:
         """For the screen; "" without titles. The answers from before are the ones that the run's folder holds."""
         before = read_json(self.session.folder / "before.json")
-        heading = " Titles that were never trained on:\n" if self.titles else ""
+        heading = " Titles of the test split:\n" if self.titles else ""
         return heading + before_and_after(self.titles, before, after)
