@@ -96,6 +96,8 @@ class TrainConfig:
     def __post_init__(self):
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
+            if value == "" or (isinstance(value, str) and "\0" in value):
+                raise UsageError(f"{f.name} is empty, or holds what no name can.")
             if choices and value not in choices:
                 raise UsageError(f"{f.name}: {value!r} is not one of {', '.join(choices)}.")
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -111,8 +113,8 @@ class TrainConfig:
             raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
         if self.load_in_4bit and not self.lora:
             raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
-        if self.run_name is not None and (not self.run_name.strip(". ") or set(self.run_name) & set('<>:"/\\|?*')):
-            raise UsageError(f"run_name: {self.run_name!r} cannot be the name of a folder on every system.")
+        if self.run_name is not None and not is_folder_name(self.run_name):
+            raise UsageError(f"run_name: {self.run_name[:60]!r} cannot be the name of a folder on every system.")
 
     @property
     def records_per_step(self) -> int:
@@ -189,11 +191,21 @@ def checked(name: str, value, where: str):
         raise UsageError(f"{where}: unknown option {name}{did_you_mean(name, known_options())}")
     wanted = value_type(name)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        check_number(value, f"{where}: {name}")
         value = float(value)
     optional = next(f.default is None for f in fields(TrainConfig) if f.name == name)
     if type(value) is not wanted and not (value is None and optional):
         raise UsageError(f"{where}: {name} should be of type {wanted.__name__}, and {value!r} is not.")
     return value
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a folder may be called so on Windows, Linux and macOS alike."""
+    devices = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+    is_plain = name.isprintable() and not set(name) & set('<>:"/\\|?*') and name == name.strip(" ").rstrip(".")
+    return (
+        is_plain and 0 < len(name.encode("utf-8", "replace")) <= 150 and name.partition(".")[0].lower() not in devices
+    )
 
 
 def known_options() -> list[str]:

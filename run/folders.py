@@ -42,6 +42,8 @@ def read_run(run: Path) -> dict:
     for key, kind in wanted.items():
         if not isinstance(saved, dict) or not isinstance(saved.get(key), kind):
             raise DamagedCheckpoint(f"{run / CONFIG} is damaged, or of an older version: it has no {key}.")
+    if not 1 <= saved["ranks"] <= 4096:
+        raise DamagedCheckpoint(f"{run / CONFIG} is damaged: {saved['ranks']} processes cannot have begun it.")
     return saved
 
 
@@ -114,13 +116,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss in metrics.jsonl; None when none was validated."""
-    return next(iter(best_checkpoints(run)), None)
-
-
 def best_checkpoints(run: Path) -> list[Path]:
-    """Those that were validated, the lowest loss first."""
+    """Those that were validated, by metrics.jsonl, the lowest loss first."""
     entries = read_metrics(run / "metrics.jsonl")
     losses = {entry["step"]: entry["val_loss"] for entry in entries if entry.get("val_loss") is not None}
     validated = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) in losses]
@@ -162,8 +159,8 @@ def remove_old_checkpoints(run: Path, newest: Path, keep: int, keep_best: bool =
     """
     before = [checkpoint for checkpoint in checkpoints_of(run) if step_of(checkpoint) < step_of(newest)]
     kept = {newest, *before[len(before) - (keep - 1) :]}
-    if keep_best and (best := best_checkpoint(run)):
-        kept.add(best)
+    if keep_best:
+        kept |= set(best_checkpoints(run)[:1])
     for checkpoint in checkpoints_of(run):
         if checkpoint not in kept:
             remove_folder(checkpoint)

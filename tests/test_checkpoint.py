@@ -20,7 +20,7 @@ from run.checkpoint import load_training_state, optimizer_tensors, random_state,
 from run.cli import UsageError
 from run.files import DamagedCheckpoint, DiskFull, check_free_space, clear_leftovers, verify, whole_folder, write_json
 from run.folders import (
-    best_checkpoint,
+    best_checkpoints,
     checkpoints_of,
     find_checkpoint,
     find_run,
@@ -247,7 +247,7 @@ def test_the_best_checkpoint_is_kept_when_asked(tmp_path):
     losses = {1: 3.0, 2: 1.5, 3: 2.0, 5: 1.7, 99: 0.1}  # 4 was not validated, 99 not saved
     lines = [json.dumps({"step": step, "val_loss": loss}) for step, loss in losses.items()]
     (run / "metrics.jsonl").write_text("\n".join(["{", *lines, '{"step": 4, "val_loss": "x"}', "[]"]), encoding="utf-8")
-    assert best_checkpoint(run) == run / "checkpoint-2"
+    assert best_checkpoints(run)[0] == run / "checkpoint-2"
     remove_old_checkpoints(run, run / "checkpoint-5", keep=2, keep_best=True)
     assert names(run) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
 

@@ -97,3 +97,26 @@ def test_no_suggestion_for_what_is_like_nothing():
 def test_every_recipe_of_the_house_can_be_read():
     for recipe in sorted((ROOT / "recipes").glob("*.toml")):
         assert TrainConfig(**read_recipe(recipe)), recipe
+
+
+@pytest.mark.parametrize("name", ["con", "NUL.txt", "a\nb", "a\x1bb", "a\u202eb", "x" * 151, "a/b", "a ", ".", "a."])
+def test_a_run_has_a_name_that_every_system_can_have(name, capsys):
+    with pytest.raises(SystemExit):
+        parse_train(["--run_name", name])
+    assert "run_name" in capsys.readouterr().err
+    assert parse_train(["--run_name", "caneca-são.2"]).config.run_name == "caneca-são.2"
+
+
+@pytest.mark.parametrize("text", ["1" * 400, "inf", "nan", "-1", "1e400"])
+def test_a_number_that_is_none_is_refused_wherever_it_comes_from(tmp_path, text):
+    (tmp_path / "r.toml").write_text(f"learning_rate = {text}\n", encoding="utf-8")
+    for args in (["--recipe", str(tmp_path / "r.toml")], ["--learning_rate", text]):
+        with pytest.raises(SystemExit) as leaving:
+            parse_train(args)
+        assert leaving.value.code == 2
+
+
+def test_an_empty_name_is_none():
+    for name in ("--data", "--output_dir", "--model", "--template"):
+        with pytest.raises(SystemExit):
+            parse_train([name, ""])
