@@ -68,7 +68,8 @@ def flat_attention(
         scale=scaling,
         dropout_p=dropout if module.training else 0.0,
     )
-    return from_grid(on_grid, segments), None
+    rows = on_grid.transpose(1, 2).flatten(0, 1)  # (n * L, heads, head_dim)
+    return (rows if segments.count == 1 else rows.index_select(0, segments.slot))[None], None
 
 
 def to_grid(x: Tensor, segments: Segments) -> Tensor:
@@ -79,12 +80,6 @@ def to_grid(x: Tensor, segments: Segments) -> Tensor:
     rows = x[0].transpose(0, 1)  # (T, heads, head_dim)
     grid = rows.new_zeros(count * longest, *rows.shape[1:]).index_copy_(0, slot, rows)
     return grid.view(count, longest, *rows.shape[1:]).transpose(1, 2)
-
-
-def from_grid(grid: Tensor, segments: Segments) -> Tensor:
-    """`(n, heads, L, head_dim)` -> `(1, T, heads, head_dim)`."""
-    rows = grid.transpose(1, 2).flatten(0, 1)  # (n * L, heads, head_dim)
-    return (rows if segments.count == 1 else rows.index_select(0, segments.slot))[None]
 
 
 AttentionInterface.register("flat", flat_attention)

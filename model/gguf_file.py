@@ -5,6 +5,7 @@ the rotary halves of Llama's queries and keys lie interleaved there, and side by
 """
 
 import json
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,13 +49,7 @@ def write_gguf(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_shape(writer, model)
     add_tokenizer(writer, tokenizer, config.vocab_size, adds_bos)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and tied(model):
-            continue  # llama.cpp takes the embeddings where there is no head
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            raise UnsupportedModel(f"GGUF has no place for {name}.")
+    for name, target, tensor in named_weights(model):
         data = turned(model, name, tensor).float().contiguous().numpy()
         vector = data.ndim == 1 or target.startswith("position_embd")
         type_ = gguf.GGMLQuantizationType.F32 if vector else wanted
@@ -94,8 +89,20 @@ def add_shape(writer, model: PreTrainedModel) -> None:
     writer.add_value_length(head_dim)
 
 
-def tied(model: PreTrainedModel) -> bool:
-    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+def named_weights(model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor]]:
+    """Each weight with its name here and its name in llama.cpp. Raises `UnsupportedModel` when that has none."""
+    import gguf
+
+    architecture = gguf.MODEL_ARCH[ARCHITECTURES[model.config.model_type].upper()]
+    names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and tied:
+            continue  # llama.cpp takes the embeddings where there is no head
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise UnsupportedModel(f"GGUF has no place for {name}.")
+        yield name, target, tensor
 
 
 def turned(model: PreTrainedModel, name: str, tensor: Tensor, back: bool = False) -> Tensor:
@@ -123,20 +130,17 @@ def add_tokenizer(writer, tokenizer: PreTrainedTokenizerBase, vocab_size: int, a
     merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in state["model"]["merges"]]
     special = {token["id"]: token["special"] for token in state["added_tokens"]}
     by_id = {i: token for token, i in tokenizer.get_vocab().items()}
-    tokens, types = [], []
-    for i in range(vocab_size):
-        token = by_id.get(i)
-        tokens.append(f"[PAD{i}]" if token is None else token)
-        if token is None:
-            types.append(gguf.TokenType.UNUSED)
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(vocab_size)]
+    types = [gguf.TokenType.NORMAL] * vocab_size
+    for i, token in enumerate(tokens):
+        if i not in by_id:
+            types[i] = gguf.TokenType.UNUSED
         elif i == tokenizer.unk_token_id and sentencepiece:
-            types.append(gguf.TokenType.UNKNOWN)
+            types[i] = gguf.TokenType.UNKNOWN
         elif i in special:
-            types.append(gguf.TokenType.CONTROL if special[i] else gguf.TokenType.USER_DEFINED)
+            types[i] = gguf.TokenType.CONTROL if special[i] else gguf.TokenType.USER_DEFINED
         elif sentencepiece and len(token) == 6 and token.startswith("<0x"):
-            types.append(gguf.TokenType.BYTE)
-        else:
-            types.append(gguf.TokenType.NORMAL)
+            types[i] = gguf.TokenType.BYTE
     writer.add_tokenizer_model("llama" if sentencepiece else "gpt2")
     if sentencepiece:
         # The earlier a merge was learned the higher its score; single characters are never the result of one.
@@ -151,12 +155,10 @@ def add_tokenizer(writer, tokenizer: PreTrainedTokenizerBase, vocab_size: int, a
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_eos_token_id(tokenizer.eos_token_id)
-    for token, add in (
-        (tokenizer.bos_token_id, writer.add_bos_token_id),
-        (tokenizer.pad_token_id, writer.add_pad_token_id),
-    ):
-        if token is not None:
-            add(token)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    if tokenizer.pad_token_id is not None:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
     if sentencepiece and tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_add_bos_token(adds_bos)
@@ -179,12 +181,8 @@ def read_gguf(model: PreTrainedModel, path: Path) -> None:
     """Put the weights of a GGUF file into `model`, which has its architecture: to check what was written."""
     import gguf
 
-    architecture = gguf.MODEL_ARCH[ARCHITECTURES[model.config.model_type].upper()]
-    names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    for name, weight in model.state_dict().items():
-        if name == "lm_head.weight" and tied(model):
-            continue
-        tensor = stored[names.get_name(name, try_suffixes=(".weight", ".bias"))]
+    for name, target, weight in named_weights(model):
+        tensor = stored[target]
         values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
         weight.copy_(turned(model, name, values.float(), back=True))

@@ -61,32 +61,27 @@ def load_model(
         model = load_model(base or adapter_base(name), dropout, four_bit, compute_dtype)
         load_adapter(model, Path(name))
         return model
-    try:
+    with loading(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # the hub, the network, the disk and the parsers each raise their own
-        raise unavailable(name, error) from error
     if config.model_type == "bert":
         config.is_decoder = True  # causal: it reads from left to right, as a baseline for decoders
     set_dropout(config, dropout)
     if getattr(config, "activation_function", None) == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same formula in one kernel instead of eight
-    options = quantisation(config, four_bit, compute_dtype, str(name))
-    try:
-        with quiet(when=Path(name).is_dir()):
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                use_safetensors=True,  # a pickle is never opened
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-    except Exception as error:
-        raise unavailable(name, error) from error
-    if loading["missing_keys"]:
-        raise ModelUnavailable(f"{name} lacks the weights {sorted(loading['missing_keys'])[:3]}: not a whole model.")
+    nf4 = quantisation(config, four_bit, compute_dtype, name)
+    with loading(name), quiet(when=Path(name).is_dir()):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,  # a pickle is never opened
+            trust_remote_code=False,
+            output_loading_info=True,
+            quantization_config=nf4,
+        )
+    if report["missing_keys"]:
+        raise ModelUnavailable(f"{name} lacks the weights {sorted(report['missing_keys'])[:3]}: not a whole model.")
     check_supported(model.config, str(name))
     for parameter in model.parameters():
         # Out of the file, which is mapped into memory: Windows could not remove an old checkpoint that is still open.
@@ -101,38 +96,37 @@ def load_model(
     return model
 
 
-def quantisation(config: PreTrainedConfig, four_bit: bool, compute_dtype: torch.dtype, name: str) -> dict:
-    """What `from_pretrained` needs for 4-bit weights; nothing for others.
+def quantisation(
+    config: PreTrainedConfig, four_bit: bool, compute_dtype: torch.dtype, name: str | Path
+) -> BitsAndBytesConfig | None:
+    """How `from_pretrained` is to round weights to 4 bits; None for others, and for those that are 4-bit already.
 
     Raises `UnsupportedModel` for another kind of quantisation, `ModelUnavailable` without bitsandbytes.
     """
     stored = getattr(config, "quantization_config", None)
     if stored is None and not four_bit:
-        return {}
+        return None
     if stored is not None and not stored.get("load_in_4bit"):
         raise UnsupportedModel(f"{name} is quantised by {stored.get('quant_method')}; only bitsandbytes 4-bit is read.")
     if find_spec("bitsandbytes") is None:
         raise ModelUnavailable("4-bit weights need the package bitsandbytes. Install it: pip install bitsandbytes")
     if stored is not None:
         stored["bnb_4bit_compute_dtype"] = str(compute_dtype).removeprefix("torch.")
-        return {}
-    nf4 = BitsAndBytesConfig(
+        return None
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
-    return {"quantization_config": nf4}
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, of an adapter that of its base. Raises `ModelUnavailable` or `UnsupportedModel`."""
     if is_adapter(name):
         return load_tokenizer(adapter_base(name))
-    try:
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:
-        raise unavailable(name, error) from error
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:  # BERT's [CLS] text [SEP]
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
@@ -159,10 +153,7 @@ def weights_to_save(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    weights: dict[str, Tensor] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor] | None = None
 ) -> None:
     """A Hugging Face folder in safetensors, the tokenizer's files included; with LoRA the adapter alone.
 
@@ -187,20 +178,24 @@ def quiet(when: bool = True) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def unavailable(name: str | Path, error: Exception) -> ModelUnavailable:
-    reason = " ".join(str(error).split())
-    reason = reason if len(reason) <= 200 else reason[:200] + "..."
-    return ModelUnavailable(
-        f"The model {name} cannot be loaded: {reason}\n"
-        "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER. "
-        "Without any download: --model pocket."
-    )
+@contextmanager
+def loading(name: str | Path) -> Iterator[None]:
+    """What the hub, the network, the disk and the parsers raise, each their own, becomes `ModelUnavailable`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 200 else reason[:200] + "..."
+        raise ModelUnavailable(
+            f"The model {name} cannot be loaded: {reason}\n"
+            "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER. "
+            "Without any download: --model pocket."
+        ) from error
 
 
 def check_supported(config: PreTrainedConfig, name: str) -> None:
     """Raises `UnsupportedModel` for what the chunked loss or the flat attention would compute wrongly."""
-    scales = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
-    for key in scales:
+    for key in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, key, None) not in (None, 1.0):
             raise UnsupportedModel(f"{name} scales or caps its logits ({key}), which the chunked loss does not do.")
 
@@ -215,14 +210,8 @@ def check_window(config: PreTrainedConfig, max_length: int, name: str) -> None:
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float) -> None:
-    for key in (
-        "attn_pdrop",
-        "embd_pdrop",
-        "resid_pdrop",
-        "attention_dropout",
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-    ):
+    of_gpt2 = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+    for key in (*of_gpt2, "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         if hasattr(config, key):
             setattr(config, key, dropout)
 

@@ -57,30 +57,26 @@ class LoraLinear(nn.Module):
         )  # fmt: skip
         return flat.view(y.shape)
 
-    def extra_repr(self) -> str:
-        return f"r={self.lora.r}, alpha={self.lora.alpha}"
-
 
 def wrap(model: PreTrainedModel, lora: Lora, seed: int = 0) -> list[str]:
     """Freeze `model` and put a `LoraLinear` around each targeted layer; returns their names. `seed` draws A.
 
     Raises `UnsupportedModel` when nothing matches, or when the head would.
     """
-    if any(isinstance(module, LoraLinear) for module in model.modules()):
+    if lora_layers(model):
         raise UnsupportedModel("The model has an adapter already: merge it or take it out first.")
-    lora = replace(lora, targets=lora.targets or default_targets(model))
-    names = matching(model, lora.targets)
-    head = model.get_output_embeddings()
-    for name in names:
-        if model.get_submodule(name) is head:
-            raise UnsupportedModel(
-                f"The head ({name}) takes no adapter: it is tied to the embeddings or belongs to the chunked loss. "
-                f"Choose among {', '.join(short_names(model))}."
-            )
-    if missing := [target for target in lora.targets if not matching(model, (target,))]:
+    if not lora.targets:  # ("attn.c_attn", "mlp.c_fc", ...) for GPT-2
+        in_blocks = dict.fromkeys(name for block in blocks_of(model) for name in linear_layers(block))
+        lora = replace(lora, targets=tuple(in_blocks))
+    names, head = matching(model, lora.targets), model.get_output_embeddings()
+    choice = sorted({n.rpartition(".")[2] for n in linear_layers(model) if model.get_submodule(n) is not head})
+    if heads := [name for name in names if model.get_submodule(name) is head]:
         raise UnsupportedModel(
-            f"No linear layer is called {', '.join(missing)}. The names are {', '.join(short_names(model))}."
+            f"The head ({heads[0]}) takes no adapter: it is tied to the embeddings or belongs to the chunked loss. "
+            f"Choose among {', '.join(choice)}."
         )
+    if missing := [target for target in lora.targets if not matching(model, (target,))]:
+        raise UnsupportedModel(f"No linear layer is called {', '.join(missing)}. The names are {', '.join(choice)}.")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -140,20 +136,9 @@ def matching(model: nn.Module, targets: Iterable[str]) -> list[str]:
     return [name for name in linear_layers(model) if f".{name}".endswith(ends)]
 
 
-def default_targets(model: PreTrainedModel) -> tuple[str, ...]:
-    """Every linear layer of the blocks, by its name inside a block: ("attn.c_attn", "mlp.c_fc", ...) for GPT-2."""
-    return tuple(dict.fromkeys(name for block in blocks_of(model) for name in linear_layers(block)))
-
-
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """The blocks, one after the other. Raises `UnsupportedModel` when there are none."""
     blocks = next((m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)), None)
     if blocks is None:
         raise UnsupportedModel(f"{type(model).__name__} has no blocks that could be adapted or divided.")
     return blocks
-
-
-def short_names(model: PreTrainedModel) -> list[str]:
-    """The last parts of the names of linear layers, each once, without the head's."""
-    head = model.get_output_embeddings()
-    return sorted({n.rpartition(".")[2] for n in linear_layers(model) if model.get_submodule(n) is not head})

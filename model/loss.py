@@ -6,6 +6,7 @@ of them at a time, and each chunk's gradients are made while its logits are stil
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -14,11 +15,26 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from model.attention import segments_of, use_flat_attention
+from model.errors import UnsupportedModel
 from model.linear import times_transposed, transposed_times
-from model.load import UnsupportedModel
 
 CHUNK_ROWS = 512  # 512 x 50,257 fp32 logits are 103 MB; larger chunks were not faster
 CPU_TILE = 2048  # of the vocabulary: 512 x 2,048 logits are 4 MB, which stay in a CPU's cache from kernel to kernel
+
+
+def plain_loss(model: PreTrainedModel, batch) -> Tensor:
+    """What `summed_loss` computes, as it is usually written: one record after the other, with all their logits.
+
+    Takes the same `batch`, and returns the same sum of -ln p(token) over the supervised tokens, (), fp64, in nats.
+    Expects a model whose attention is the ordinary one ("sdpa"), as it is loaded and after `use_padded_attention`.
+    """
+    labels = torch.full_like(batch.ids, -100)  # (T,): for each place the token to predict; -100: not supervised
+    labels[batch.rows] = batch.targets
+    loss = torch.zeros((), dtype=torch.float64, device=batch.ids.device)
+    for ids, targets in zip(batch.ids.split(batch.lengths), labels.split(batch.lengths), strict=True):
+        logits = model(ids[None], use_cache=False).logits[0]  # (length, V)
+        loss = loss + cross_entropy(logits, targets, reduction="sum")
+    return loss
 
 
 def summed_loss(model: PreTrainedModel, batch) -> Tensor:
@@ -34,12 +50,11 @@ def summed_loss(model: PreTrainedModel, batch) -> Tensor:
 
 def flat_hidden(model: PreTrainedModel, batch) -> Tensor:
     """The last hidden states of a flat micro-batch, (T, d)."""
-    return model.base_model(
-        input_ids=batch.ids[None],
-        position_ids=batch.position_ids[None],
-        segments=segments_of(batch.lengths, batch.position_ids),
-        use_cache=False,
-    ).last_hidden_state[0]
+    segments = segments_of(batch.lengths, batch.position_ids)
+    output = model.base_model(
+        input_ids=batch.ids[None], position_ids=batch.position_ids[None], segments=segments, use_cache=False
+    )
+    return output.last_hidden_state[0]
 
 
 @torch.no_grad()
@@ -47,23 +62,21 @@ def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
     """Compute a few records both ways, and refuse the model when the flat batch does not give what they give alone.
 
     Says for any architecture what no list of names could: a head with a bias, sinks in the attention, recurrent state
-    that runs over the border of two records. In `batch` every token but a record's first is supervised. Raises
-    `UnsupportedModel`.
+    that runs over the border of two records. Raises `UnsupportedModel`.
     """
-    records = batch.ids.split(batch.lengths)
-    alone = sum(cross_entropy(model(r[None], use_cache=False).logits[0, :-1], r[1:], reduction="sum") for r in records)
+    alone = plain_loss(model, batch)
     if not alone.isfinite():
         raise UnsupportedModel(f"{name}: with these weights the loss is not finite. Choose another checkpoint.")
-    with_another_first = replace(batch, ids=torch.cat([records[0].flip(0), *records[1:]]))
+    first, *others = batch.ids.split(batch.lengths)
+    with_another_first = replace(batch, ids=torch.cat([first.flip(0), *others]))
     right, before = False, model.config._attn_implementation
-    try:
+    # Whatever such a model raises, it has not computed the loss.
+    with suppress(TypeError, ValueError, RuntimeError, AttributeError):
         use_flat_attention(model)
         if model.config._attn_implementation == "flat":  # some architectures only warn that they cannot
-            same = flat_hidden(model, batch)[batch.lengths[0] :]
-            separate = torch.equal(same, flat_hidden(model, with_another_first)[batch.lengths[0] :])
-            right = separate and torch.isclose(summed_loss(model, batch), alone.double(), rtol=1e-3).item()
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        right = False  # whatever such a model raises, it has not computed the loss
+            same = flat_hidden(model, batch)[len(first) :]
+            separate = torch.equal(same, flat_hidden(model, with_another_first)[len(first) :])
+            right = separate and torch.isclose(summed_loss(model, batch), alone, rtol=1e-3).item()
     model.set_attn_implementation(before)
     if not right:
         raise UnsupportedModel(

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from conftest import ARCHITECTURES
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
-from model.loss import linear_cross_entropy
+from model.attention import use_flat_attention
+from model.loss import linear_cross_entropy, plain_loss, summed_loss
+from text.batch import Encoder, flatten, sample_batch
+from text.template import QA
 
 
 @pytest.fixture
@@ -13,6 +18,25 @@ def problem():
     hidden = torch.randn(37, 16, requires_grad=True)
     weight = torch.randn(101, 16, requires_grad=True)
     return hidden, weight, torch.randint(0, 101, (37,))
+
+
+@pytest.mark.parametrize("dtype, epsilon", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_loss_is_that_of_each_record_alone(architecture, dtype, epsilon, records, tokenizer):
+    """Of answers, and of all but each first token. What is left in fp64 is the softmax, which stays in fp32."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](), attn_implementation="sdpa").to(dtype)
+    for batch in (flatten(Encoder(tokenizer, QA, max_length=64).rows(records)), sample_batch()):
+        model.set_attn_implementation("sdpa")
+        plain = plain_loss(model, batch)
+        expected = torch.autograd.grad(plain, list(model.parameters()))
+        use_flat_attention(model)
+        loss = summed_loss(model, batch)
+        assert loss.dtype == plain.dtype == torch.float64 and loss.shape == plain.shape == ()
+        assert loss.item() == pytest.approx(plain.item(), rel=epsilon / 10)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        for got, wanted in zip(gradients, expected, strict=True):  # 1e-9: BERT's keys have a bias that softmax cancels
+            assert (got - wanted).abs().max() <= epsilon * wanted.abs().max() + 1e-9
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 10, 37, 512])

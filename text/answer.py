@@ -1,6 +1,7 @@
 """From tokens back to text: a whole answer, or one that is still being written."""
 
 from collections.abc import Callable
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,20 +9,17 @@ from transformers import PreTrainedTokenizerBase
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...] = ()) -> str:
     """The text of an answer up to the first `stop` string, without the space that joined it to the prompt."""
     ends = stop_tokens(tokenizer, stop)
-    ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+    return text_until(tokenizer, list(takewhile(lambda token: token not in ends, ids)), stop).strip()
+
+
+def text_until(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: tuple[str, ...]) -> str:
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text[: stop_place(text, stop)].strip()
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> set[int]:
     """The `stop` strings that this tokenizer has as special tokens: they never stand in decoded text."""
-    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return {special[text] for text in stop if text in special}
-
-
-def stop_place(text: str, stop: tuple[str, ...]) -> int:
-    """Where the first of the `stop` strings begins, else the length of `text`."""
-    return min((place for place in map(text.find, stop) if place >= 0), default=len(text))
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content in stop}
 
 
 def stop_rule(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> Callable[[list[int]], bool] | None:
@@ -33,7 +31,7 @@ def stop_rule(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> Call
 
     def has_stopped(ids: list[int]) -> bool:
         text = tokenizer.decode(ids[-tail:], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return ids[-1] in ends or stop_place(text, stop) < len(text)
+        return ids[-1] in ends or any(mark in text for mark in stop)
 
     return has_stopped
 
@@ -46,29 +44,24 @@ class StableText:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...] = ()):
-        self._tokenizer, self._stop, self._ids, self._printed = tokenizer, stop, [], ""
+        self._tokenizer, self._stop, self._ids, self._printed = tokenizer, stop, [], 0
 
     def feed(self, token: int) -> str:
         """Take one token; returns what can be printed now."""
         self._ids.append(token)
-        text = self._text()
+        text = text_until(self._tokenizer, self._ids, self._stop).lstrip()
         if text.endswith("\ufffd"):
             return ""
         begun = max((n for stop in self._stop for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
-        return self._advance(text[: len(text) - begun])
+        return self._after_printed(text[: len(text) - begun])
 
     def rest(self) -> str:
         """What was still held back when the tokens ended."""
-        return self._advance(self._text())
+        return self._after_printed(text_until(self._tokenizer, self._ids, self._stop).lstrip())
 
-    def _text(self) -> str:
-        text = self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text[: stop_place(text, self._stop)].lstrip()
-
-    def _advance(self, text: str) -> str:
-        if len(text) <= len(self._printed):
-            return ""
-        fresh, self._printed = text[len(self._printed) :], text
+    def _after_printed(self, text: str) -> str:
+        fresh = text[self._printed :]
+        self._printed += len(fresh)
         return fresh
 
 

@@ -1,9 +1,9 @@
 """From records to flat micro-batches: tokens end to end, no padding, no packing, no mask."""
 
-import queue
 import re
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,10 +98,9 @@ class Encoder:
         else:
             prompts = self._encode([self.template.prompt_for(title) for title in titles]).input_ids
         if contexts and any(contexts):
-            texts = [context_for(text) for text in contexts]
-            room = [max(0, window - len(self._opening) - len(prompt)) // 2 for prompt in prompts]
-            heads = [ids[:most] for ids, most in zip(self._encode(texts).input_ids, room, strict=True)]
-            prompts = [self._opening + head + prompt for head, prompt in zip(heads, prompts, strict=True)]
+            for i, context in enumerate(self._encode([context_for(text) for text in contexts]).input_ids):
+                room = max(0, window - len(self._opening) - len(prompts[i])) // 2
+                prompts[i] = self._opening + context[:room] + prompts[i]
         return [ids if ids[: len(self._opening)] == self._opening else self._opening + ids for ids in prompts]
 
     def _with_marks(self, title: str) -> list[int]:
@@ -129,11 +128,9 @@ class Encoder:
         if not records:
             return []
         prompts = self.prompts([record["title"] for record in records])
-        answers = [self.template.answer_for(record["content"]) for record in records]
-        rows = []
-        for record, prompt, text, answer in zip(
-            records, prompts, answers, self._answers(answers)["input_ids"], strict=True
-        ):
+        texts = [self.template.answer_for(record["content"]) for record in records]
+        answers, rows = self._answers(texts)["input_ids"], []
+        for record, prompt, text, answer in zip(records, prompts, texts, answers, strict=True):
             room = self.max_length - len(prompt)
             if len(answer) + 1 <= room:
                 ids, end = prompt + answer + [self.end_token], len(text)
@@ -223,7 +220,7 @@ def share_of(rows: list[Row], rank: int, ranks: int) -> list[Row]:
 
 
 def step_batch(rows: list[Row], micro_batch_tokens: int, rank: int = 0, ranks: int = 1) -> StepBatch:
-    mine = rows if ranks == 1 else share_of(rows, rank, ranks)
+    mine = share_of(rows, rank, ranks)
     return StepBatch(
         mine,
         micro_batch_tokens,
@@ -246,35 +243,12 @@ def ahead(items: Iterable, depth: int = 4) -> Iterator:
     A thread and not a process: the tokenizer is compiled code that lets go of the interpreter while it works, and
     there is nothing to pickle, to fork or to leave behind.
     """
-    done = object()
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    return
-            put((done, None))
-        except BaseException as error:
-            put((done, error))
-
-    threading.Thread(target=work, daemon=True, name="tokenizer").start()
+    items, done = iter(items), object()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
     try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is done:
-                return
+        coming = deque(thread.submit(next, items, done) for _ in range(depth))
+        while (item := coming.popleft().result()) is not done:
+            coming.append(thread.submit(next, items, done))
             yield item
     finally:
-        stop.set()
+        thread.shutdown(wait=False, cancel_futures=True)

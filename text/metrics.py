@@ -18,10 +18,8 @@ def distinct_n(texts: list[str], n: int = 2) -> float:
 
 def repetition_rate(texts: list[str], n: int = 4) -> float:
     """Share of the word n-grams of a text that stood in the same text before; counted over all texts together."""
-    total = fresh = 0
-    for text in texts:
-        grams = word_ngrams(text, n)
-        total, fresh = total + len(grams), fresh + len(set(grams))
+    grams = [word_ngrams(text, n) for text in texts]
+    total, fresh = sum(map(len, grams)), sum(map(len, map(set, grams)))
     return (total - fresh) / total if total else 0.0
 
 

@@ -4,6 +4,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
+Forms = dict[str, tuple[str, ...]]  # by language; {title} stands in each
+
 # How people ask for a product, besides by its bare title. The held-out form is never trained on: evaluate.py asks it,
 # to see whether the model answers a question or knows a phrase.
 QUESTIONS = {
@@ -38,11 +40,7 @@ def language_of(text: str) -> str:
 
 
 def with_questions(
-    steps: Iterable[list[dict[str, str]]],
-    forms: dict[str, tuple[str, ...]],
-    share: float,
-    seed: int,
-    first_step: int = 0,
+    steps: Iterable[list[dict[str, str]]], forms: Forms, share: float, seed: int, first_step: int = 0
 ) -> Iterator[list[dict[str, str]]]:
     """The same records, a `share` of them asked for by a question in their language instead of by the bare title.
 
@@ -53,7 +51,7 @@ def with_questions(
         yield [record | {"title": question_for(record, forms, share, f"{seed}:{step}")} for record in records]
 
 
-def question_for(record: dict[str, str], forms: dict[str, tuple[str, ...]], share: float, key: str) -> str:
+def question_for(record: dict[str, str], forms: Forms, share: float, key: str) -> str:
     """The title of `record`, or a question about it in the language that it seems to be written in.
 
     In one question of two the title is in lower case: a catalogue writes "Caneca Azul", people type "a caneca azul".

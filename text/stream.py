@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -69,17 +70,8 @@ def line_offsets(path: Path) -> np.ndarray:
     except (FileNotFoundError, ValueError):  # absent, empty, or cut short
         pass
 
-    chunks = [np.array([0], dtype="<i8")]
-    position = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + position + 1
-            chunks.append(ends.astype("<i8"))
-            position += len(block)
-    offsets = np.concatenate(chunks)
-    if offsets[-1] != position:  # the last line has no newline
-        offsets = np.append(offsets, position)
-
+    with path.open("rb", buffering=1 << 20) as file:
+        offsets = np.fromiter(accumulate(map(len, file), initial=0), dtype="<i8")
     temporary = index.with_name(f"{index.name}.{os.getpid()}.tmp")
     try:
         np.concatenate([np.array(key, dtype="<i8"), offsets]).tofile(temporary)
@@ -132,10 +124,8 @@ def records_of_steps(
 ) -> Iterator[list[dict[str, str]]]:
     """The records of each optimizer step from `first_step` up to, not including, `last_step`."""
     per_epoch = steps_per_epoch(len(file), records_per_step)
-    order, order_epoch = None, None
     for step in range(first_step, last_step):
         epoch, step_of_epoch = divmod(step, per_epoch)
-        if epoch != order_epoch:
-            order, order_epoch = Permutation(len(file), key=f"{seed}:{epoch}"), epoch
+        order = Permutation(len(file), key=f"{seed}:{epoch}")
         start = step_of_epoch * records_per_step
         yield [file[order[i]] for i in range(start, min(start + records_per_step, len(file)))]

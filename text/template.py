@@ -6,7 +6,7 @@ back from there, so a model is always asked in the words that it was trained wit
 
 import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -63,8 +63,7 @@ class Template:
         )
 
     def save(self, folder: Path) -> None:
-        text = json.dumps(asdict(self), ensure_ascii=False, indent=2)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        (folder / FILE_NAME).write_text(json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 QA = Template(
@@ -73,39 +72,28 @@ QA = Template(
     answer=" {content}",
     stop=("\nQuestion:",),
 )
+INST = Template(
+    name="inst",
+    prompt="[INST] Write a description for the following product: {title} [/INST]",
+    answer=" {content} ",
+    stop=("[INST]",),
+)
+CHAT = Template(
+    name="chat",
+    prompt="<|system|>\nYou write product descriptions.\n<|user|>\n{title}\n<|assistant|>\n",
+    answer="{content}",
+    stop=("<|user|>", "<|system|>"),
+)
+QA_PT = "Você é um assistente que responde perguntas com base na descrição do produto.\nPergunta: {title}\nResposta:"
+INST_PT = "[INST] Gere uma descrição para o seguinte produto: {title} [/INST]"
+CHAT_PT = "<|system|>\nVocê escreve descrições de produtos.\n<|user|>\n{title}\n<|assistant|>\n"
 TEMPLATES = {
     ("qa", "en"): QA,
-    ("qa", "pt"): Template(
-        name="qa",
-        prompt="Você é um assistente que responde perguntas com base na descrição do produto.\n"
-        "Pergunta: {title}\nResposta:",
-        answer=" {content}",
-        stop=("\nPergunta:",),
-    ),
-    ("inst", "en"): Template(
-        name="inst",
-        prompt="[INST] Write a description for the following product: {title} [/INST]",
-        answer=" {content} ",
-        stop=("[INST]",),
-    ),
-    ("inst", "pt"): Template(
-        name="inst",
-        prompt="[INST] Gere uma descrição para o seguinte produto: {title} [/INST]",
-        answer=" {content} ",
-        stop=("[INST]",),
-    ),
-    ("chat", "en"): Template(
-        name="chat",
-        prompt="<|system|>\nYou write product descriptions.\n<|user|>\n{title}\n<|assistant|>\n",
-        answer="{content}",
-        stop=("<|user|>", "<|system|>"),
-    ),
-    ("chat", "pt"): Template(
-        name="chat",
-        prompt="<|system|>\nVocê escreve descrições de produtos.\n<|user|>\n{title}\n<|assistant|>\n",
-        answer="{content}",
-        stop=("<|user|>", "<|system|>"),
-    ),
+    ("qa", "pt"): replace(QA, prompt=QA_PT, stop=("\nPergunta:",)),
+    ("inst", "en"): INST,
+    ("inst", "pt"): replace(INST, prompt=INST_PT),
+    ("chat", "en"): CHAT,
+    ("chat", "pt"): replace(CHAT, prompt=CHAT_PT),
 }
 
 
@@ -189,13 +177,9 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template) -> Non
         tokenizer.chat_template = printed(opening) + tokenizer.chat_template  # it would leave the BOS token to others
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
 def template_of(values: dict) -> Template:
     """A template from JSON or TOML values. Raises `ValueError`, `TypeError` or `AttributeError` when it is none."""
-    unknown = set(values) - {f.name for f in fields(Template)}
-    if unknown:
+    if unknown := set(values) - {f.name for f in fields(Template)}:
         raise ValueError(f"unknown key {sorted(unknown)[0]}")
     stop, questions = values.get("stop", ()), values.get("questions", QUESTIONS)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
