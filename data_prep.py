@@ -28,7 +28,7 @@ def parser() -> Parser:
     without = partial(parser.add_argument, action="store_false")
     without("--no_near_duplicates", dest="drop_near_duplicates", help="do not look for near duplicates: they stay")
     without("--no_catalogue", dest="catalogue", help="make no catalogue.sqlite (generate.py --sources)")
-    without("--no_report", dest="report", help="make no report.md and report.html")
+    without("--no_report", dest="report", help="make no report.html")
     parser.add_argument("--tokenizer", metavar="FOLDER|ID", help="counts tokens for the report; default: an estimate")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one for each CPU core")
     return parser

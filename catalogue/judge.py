@@ -60,7 +60,7 @@ class Options:
     fields: Fields = Fields()  # those that the user named
     encoding: str | None = None  # of the inputs; None: UTF-8, or UTF-16 where a byte-order mark says so
     catalogue: bool = True  # make catalogue.sqlite
-    report: bool = False  # make report.md and report.html (loads matplotlib)
+    report: bool = False  # make report.html (loads matplotlib)
     tokenizer: str | None = None  # folder or hub id, counts tokens for the report; None: they are estimated
 
 

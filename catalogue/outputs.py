@@ -28,7 +28,6 @@ OUTPUTS = (
     "rejects.jsonl",
     "report.json",
     "catalogue.sqlite",
-    "report.md",
     "report.html",
 )
 JOURNAL, LOCK = "switch.json", ".lock"

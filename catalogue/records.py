@@ -16,6 +16,7 @@ from operator import itemgetter
 from catalogue.fields import Fields, choose_fields
 
 MAX_RECORD_BYTES = 1 << 22
+LIKE_A_DESCRIPTION = 20  # characters of the longest cell of a row
 START_BYTES = 200  # what is kept of a record that cannot be read
 
 # Before a table's header: empty lines, and the line in which spreadsheets write their delimiter.
@@ -151,9 +152,9 @@ def _is_one_row(lines: list[str], columns: int, dialect: dict) -> bool:
         list(csv.reader(lines, **dialect, strict=True))
     except csv.Error:
         return False
-    inner = lines[1:-1]
-    whole = sum(len(row) == columns for line in inner for row in csv.reader([line], **dialect))
-    return len(inner) < (3 if columns > 2 else 20) or whole < 0.9 * len(inner)
+    inner = [row for line in lines[1:-1] for row in csv.reader([line], **dialect)]
+    like_rows = sum(len(row) == columns and max(map(len, row)) >= LIKE_A_DESCRIPTION for row in inner)
+    return like_rows < max(0.9 * len(inner), 3 if columns > 2 else 20)
 
 
 def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:

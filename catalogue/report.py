@@ -1,7 +1,6 @@
 """The dataset report: what went in, what was left out and why, and what the records look like. For people to read.
 
-Counts are exact. Lengths and languages are measured on at most SAMPLE records, spread evenly. Text from the data is
-escaped in both formats.
+Counts are exact. Lengths and languages are measured on at most SAMPLE records, spread evenly.
 """
 
 import html
@@ -53,7 +52,7 @@ OTHER_LANGUAGES = 1.45  # GPT-2's tokenizer was made from English: Portuguese ta
 def write_report(
     paths: dict[str, Path], inputs: list[str], counts: Counts, examples: list[tuple], counter: tuple[Callable, str]
 ) -> None:
-    """Write report.md and report.html of the splits in `paths`.
+    """Write report.html of the splits in `paths`.
 
     `inputs` are the names of the sources, each of `examples` is (title, content) before and after cleaning, `counter`
     comes from `token_counter`.
@@ -80,7 +79,6 @@ def write_report(
         "titles": frequent_titles(files),
         "examples": examples,
     }
-    paths["report.md"].write_text(_markdown(facts), encoding="utf-8", newline="\n")
     paths["report.html"].write_text(_page(facts), encoding="utf-8", newline="\n")
 
 
@@ -160,48 +158,7 @@ def _load_tokenizer(name: str):
         ) from None
 
 
-# ---- Markdown
-
-
-def _markdown(facts: dict) -> str:
-    parts = ["# What is in this data", ""]
-    parts += ["Inputs: " + ", ".join(map(_md, facts["inputs"])), ""]
-    parts += ["| | records | share |", "|---|---:|---:|"]
-    for name, count, share in facts["counts"].rows():
-        indent = "&nbsp;&nbsp;" if name.startswith(" ") else ""
-        parts.append(f"| {indent}{name.strip()} | {count:,} | {share:.1%} |")
-    parts += ["", "## Lengths", "", facts["about_lengths"], ""]
-    parts += ["| tokens | records |", "|---:|---:|"]
-    counts, edges = np.histogram(facts["lengths"] - 1, bins=[0, 64, 128, 192, 256, 384, 512, 1024, 1 << 40])
-    for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        label = f"over {low}" if high == 1 << 40 else f"{low + 1}–{high}"
-        parts.append(f"| {label} | {count:,} |")
-    parts += ["", "## Languages", "", "By their most frequent words, in the same sample.", ""]
-    parts += ["| language | share |", "|---|---:|"]
-    parts += [f"| {name} | {count / len(facts['lengths']):.1%} |" for name, count in facts["languages"]]
-    if facts["titles"]:
-        parts += ["", "## Most frequent titles", "", "| title | records |", "|---|---:|"]
-        parts += [f"| {_md(title)} | {count:,} |" for title, count in facts["titles"]]
-    if facts["examples"]:
-        parts += ["", "## Before and after cleaning", "", "| before | after |", "|---|---|"]
-        for example in facts["examples"]:
-            before, after = (_md(" — ".join(texts)) for texts in example)
-            parts.append(f"| {before} | {after} |")
-    return "\n".join(parts) + "\n"
-
-
-def _md(text: str) -> str:
-    """Text as it is, in Markdown: no character of it is markup, and it stays on its line and in its cell."""
-    safe = html.escape(" ".join(_printable(text).split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", safe)
-
-
-def _printable(text: str) -> str:
-    """Lone surrogates as \\udxxx, which UTF-8 cannot hold; other controls as a space."""
-    return "".join(character if character.isprintable() else " " for character in printable(text))
-
-
-# ---- HTML
+# ---- the page
 
 _STYLE = """
 :root{--ink:#1d2733;--soft:#66727f;--line:#e3e8ed;--paper:#fff;--blue:#2f6db5;--warm:#d9822b}
@@ -280,7 +237,8 @@ def _row(cell: str, numbers: list[str], percent: float, color: str = "") -> str:
 
 
 def _html(text: str) -> str:
-    return html.escape(_printable(text))
+    """Text as it is: nothing of it is markup or a control; a lone surrogate, which UTF-8 cannot hold, is escaped."""
+    return html.escape("".join(mark if mark.isprintable() else " " for mark in printable(text)))
 
 
 def _histogram(lengths: np.ndarray) -> str:
