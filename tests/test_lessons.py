@@ -18,7 +18,7 @@ def test_the_plain_loop_is_a_page():
     assert len((ROOT / "lessons" / "plain_loop.py").read_text(encoding="utf-8").splitlines()) <= 60
 
 
-@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 def test_plain_loop_and_page_log_the_same_numbers(tmp_path, train, monkeypatch, capsys, dtype):
     """20 steps, losses and gradient norms. In float64 what is left is the page's fp32 logits."""
     prepare([EXAMPLE_CATALOGUE], tmp_path / "data")
