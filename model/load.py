@@ -1,12 +1,15 @@
 """Models and tokenizers from the hub, from a folder, or from nothing."""
 
 import hashlib
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -63,6 +66,7 @@ def load_model(
         return model
     with loading(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        check_blocks(Path(name), config)
     if config.model_type == "bert":
         config.is_decoder = True  # causal: it reads from left to right, as a baseline for decoders
     set_dropout(config, dropout)
@@ -94,6 +98,25 @@ def load_model(
     if Path(name).is_dir():
         model.name_or_path = str(Path(name).resolve())  # adapters name their base by it, wherever they are read
     return model
+
+
+def check_blocks(folder: Path, config: PreTrainedConfig) -> None:
+    """Compare config.json with the names of the weights, before anything of the size that it tells is built.
+
+    Raises `ModelUnavailable`. Of a hub id nothing is on the disk yet, so nothing is compared.
+    """
+    weights, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if weights.is_file():
+        with safe_open(weights, "pt") as file:
+            names = list(file.keys())
+    elif index.is_file():
+        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    else:
+        return
+    blocks = {match[1] for name in names if (match := re.search(r"\.(\d+)\.", name))}
+    if config.num_hidden_layers != len(blocks):
+        said = f"its config.json speaks of {config.num_hidden_layers} blocks, and its weights have {len(blocks)}"
+        raise ModelUnavailable(f"{folder}: {said}. Copy the folder once more.")
 
 
 def quantisation(
@@ -169,12 +192,15 @@ def save_model(
 
 @contextmanager
 def quiet(when: bool = True) -> Iterator[None]:
-    """Without transformers' progress bars: a download should show one, a folder on the disk need not."""
+    """Without transformers' report of what it loaded, which is checked here, and for a folder without progress bars."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     if when:
         logging.disable_progress_bar()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         logging.enable_progress_bar()
 
 
@@ -183,13 +209,18 @@ def loading(name: str | Path) -> Iterator[None]:
     """What the hub, the network, the disk and the parsers raise, each their own, becomes `ModelUnavailable`."""
     try:
         yield
+    except ModelUnavailable:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else reason[:200] + "..."
+        advice = (
+            "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER."
+        )
+        if Path(name).is_dir():
+            advice = "A file of that folder is damaged, missing, or of another model: copy it once more."
         raise ModelUnavailable(
-            f"The model {name} cannot be loaded: {reason}\n"
-            "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER. "
-            "Without any download: --model pocket."
+            f"The model {name} cannot be loaded: {reason}\n{advice} Without any download: --model pocket."
         ) from error
 
 
@@ -207,6 +238,13 @@ def check_window(config: PreTrainedConfig, max_length: int, name: str) -> None:
     window = getattr(config, "sliding_window", None)
     if window is not None and window < max_length and getattr(config, "use_sliding_window", True):
         raise UnsupportedModel(f"{name} attends over {window} tokens only: lower --max_length to that.")
+
+
+def check_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises `UnsupportedModel` when the tokenizer has a token that the model has no embedding for."""
+    largest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise UnsupportedModel(f"{name}: its tokenizer has a token number {largest}, its model knows {rows} tokens.")
 
 
 def set_dropout(config: PreTrainedConfig, dropout: float) -> None:

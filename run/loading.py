@@ -8,7 +8,15 @@ from transformers import PreTrainedModel
 
 from model.attention import use_flat_attention
 from model.linear import use_onednn
-from model.load import POCKET_VOCABULARY, check_window, fingerprint, load_model, load_tokenizer, pocket_model
+from model.load import (
+    POCKET_VOCABULARY,
+    check_tokens,
+    check_window,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    pocket_model,
+)
 from model.lora import Lora, lora_layers, round_frozen, wrap
 from model.loss import check_flat_loss
 from run.cli import UsageError
@@ -38,7 +46,9 @@ def load(
     """
     encoder = encoder_of(base or source, template, max_length)
     dtype, device = (machine.dtype, machine.device) if machine else (torch.float32, "cpu")
-    return load_model(source, four_bit=four_bit, compute_dtype=dtype, base=base).to(device), encoder
+    model = load_model(source, four_bit=four_bit, compute_dtype=dtype, base=base)
+    check_tokens(model, encoder.tokenizer, str(source))
+    return model.to(device), encoder
 
 
 def encoder_of(source: str | Path, template: Template, max_length: int = 0) -> Encoder:
@@ -77,6 +87,7 @@ def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrai
     if not session.is_new and base_is_loaded and session.saved["base_weights"] != session.base_weights:
         raise UsageError(f"{run} was trained from other weights than those that {name} has now: bring them back.")
     check_window(model.config, config.max_length, name)
+    check_tokens(model, tokenizer, name)
     fit_tokenizer(tokenizer, template)
     encoder = Encoder(tokenizer, template, config.max_length, config.loss_on)
     model.generation_config.eos_token_id = encoder.end_token  # where other programs stop

@@ -1,5 +1,7 @@
 """Models from folders, and what is said when there is none."""
 
+import json
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_gpt2
@@ -116,3 +118,27 @@ def test_pocket_depends_on_its_seed_alone(tokenizer):
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
     assert not torch.equal(first.transformer.wte.weight, other.transformer.wte.weight)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 3, 100_000, 10**9])
+def test_a_config_that_its_weights_do_not_fit_is_refused_before_it_is_built(gpt2_folder, blocks):
+    config = json.loads((gpt2_folder / "config.json").read_text(encoding="utf-8")) | {"n_layer": blocks}
+    (gpt2_folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelUnavailable, match=f"speaks of {blocks} blocks, and its weights have 2"):
+        load_model(gpt2_folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(gpt2_folder, train, data):
+    file = gpt2_folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["added_tokens"].append(dict(tokenizer["added_tokens"][0], id=4000, content="the", special=False))
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(UnsupportedModel, match="its model knows 400 tokens"):
+        train("--model", gpt2_folder, "--dry_run")
+
+
+def test_a_damaged_folder_is_not_a_question_of_the_connection(gpt2_folder, capsys):
+    (gpt2_folder / "model.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(ModelUnavailable, match="copy it once more") as error:
+        load_model(gpt2_folder)
+    assert "connection" not in str(error.value)
