@@ -3,6 +3,7 @@
     python export.py                                     the newest run as a Hugging Face folder, adapters merged
     python export.py --format gguf --gguf_type q8_0      for llama.cpp and Ollama, with a Modelfile
     python export.py --adapter FOLDER --base FOLDER      any adapter in PEFT's format, into the base of your choice
+    python export.py --from_bin FOLDER --to FOLDER       a model with a pytorch_model.bin, as safetensors: once
 
 The base is loaded afresh, in full precision, and the adapter merged into it. What was written is read again, and its
 logits compared with those of base and adapter side by side, before this says that it is done. A .pkl is not read again:
@@ -20,6 +21,7 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter instead of a run")
     parser.add_argument("--base", metavar="MODEL", help="merge into this base, not into the one that the adapter names")
+    parser.add_argument("--from_bin", type=Path, metavar="FOLDER", help="convert older weights; nothing else is done")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: export-FORMAT in the run's folder")
     parser.add_argument("--format", choices=("safetensors", "pkl", "gguf"), default="safetensors", help="[safetensors]")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="not of GGUF [float32]")
@@ -27,6 +29,8 @@ def parse(args: list[str] | None = None):
     options = parser.parse_args(args)
     if options.run and options.adapter:
         parser.error("give --run or --adapter, not both.")
+    if options.from_bin and (not options.to or options.run or options.adapter or options.format != "safetensors"):
+        parser.error("--from_bin FOLDER goes with --to FOLDER alone.")
     if options.format == "gguf" and options.dtype:
         parser.error("--dtype does nothing for GGUF: name --gguf_type.")
     if options.format != "gguf" and options.gguf_type:
@@ -44,8 +48,9 @@ import torch
 
 from model.adapter import is_adapter
 from model.gguf_file import read_gguf, write_gguf
-from model.load import load_model, save_model
+from model.load import load_model, load_tokenizer, save_model
 from model.lora import lora_layers, merge
+from model.old_weights import read_old_weights
 from run.files import whole_folder
 from run.folders import find_run, weights_of
 from run.loading import load
@@ -65,6 +70,14 @@ class ExportDiffers(RuntimeError):
 
 
 def main(options) -> int:
+    if options.to and options.to.exists():
+        raise UsageError(f"{options.to} exists. Choose another folder with --to, or delete it.")
+    if options.from_bin:
+        tokenizer, model = load_tokenizer(options.from_bin), read_old_weights(options.from_bin)
+        with whole_folder(options.to) as folder:
+            save_model(model, tokenizer, folder)
+        print(f"Saved {options.to}. Train it: python train.py --model {options.to}")
+        return 0
     source = options.adapter
     if source is None or not is_adapter(source):
         source = weights_of(find_run(options.run or options.adapter, options.output_dir))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,7 +113,11 @@ def check_blocks(folder: Path, config: PreTrainedConfig) -> None:
         names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     else:
         return
-    blocks = {match[1] for name in names if (match := re.search(r"\.(\d+)\.", name))}
+    check_blocks_of(names, config, folder)
+
+
+def check_blocks_of(names: Iterable[str], config: PreTrainedConfig, folder: Path) -> None:
+    blocks = {match[1] for name in names if (match := re.search(r"(?:^|\.)(\d+)\.", name))}
     if config.num_hidden_layers != len(blocks):
         said = f"its config.json speaks of {config.num_hidden_layers} blocks, and its weights have {len(blocks)}"
         raise ModelUnavailable(f"{folder}: {said}. Copy the folder once more.")
@@ -214,13 +218,14 @@ def loading(name: str | Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else reason[:200] + "..."
-        advice = (
-            "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER."
-        )
+        advice = "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER"
         if Path(name).is_dir():
-            advice = "A file of that folder is damaged, missing, or of another model: copy it once more."
+            advice = "A file of that folder is damaged, missing, or of another model: copy it once more"
+            if list(Path(name).glob("pytorch_model*.bin")) and not list(Path(name).glob("*.safetensors")):
+                reason = "its weights are a pickle, an older format that training never opens."
+                advice = f"Convert it once: python export.py --from_bin {name} --to FOLDER"
         raise ModelUnavailable(
-            f"The model {name} cannot be loaded: {reason}\n{advice} Without any download: --model pocket."
+            f"The model {name} cannot be loaded: {reason}\n{advice}. Without any download: --model pocket."
         ) from error
 
 
