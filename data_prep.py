@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from run.cli import INTERRUPTED, Parser, run_script
+from run.cli import INTERRUPTED, Parser, integer, path, real, run_script
 
 SMALL_INPUT_BYTES = 4 << 20  # is done before a second process has started
 
@@ -16,21 +16,22 @@ SMALL_INPUT_BYTES = 4 << 20  # is done before a second process has started
 def parser() -> Parser:
     parser = Parser(prog="data_prep.py", description=__doc__.splitlines()[0])
     formats = "JSON lines, a JSON array, .csv or .tsv, also in .gz or .zip; a folder of them; - for standard input"
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help=formats)
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), metavar="DIR", help="where the splits go")
+    parser.add_argument("inputs", nargs="*", type=path, metavar="INPUT", help=formats)
+    parser.add_argument("--output_dir", type=path, default=Path("data"), metavar="DIR", help="where the splits go")
     parser.add_argument("--title_field", metavar="NAME", help="the field with the title; default: found by its name")
     parser.add_argument("--content_field", metavar="NAME", help="the field with the description")
     parser.add_argument("--uid_field", metavar="NAME", help="the field that names the product")
     parser.add_argument("--encoding", metavar="NAME", help="of the inputs, such as cp1252; default: UTF-8")
-    parser.add_argument("--val_share", type=float, default=0.04, help="share of the titles kept for validation")
-    parser.add_argument("--test_share", type=float, default=0.07, help="share of the titles kept for the final answer")
-    parser.add_argument("--min_content_chars", type=int, default=20, help="shorter descriptions are left out")
+    share = real(0, most=1)
+    parser.add_argument("--val_share", type=share, default=0.04, help="share of the titles kept for validation")
+    parser.add_argument("--test_share", type=share, default=0.07, help="share of the titles kept for the final answer")
+    parser.add_argument("--min_content_chars", type=integer(1), default=20, help="shorter descriptions are left out")
     without = partial(parser.add_argument, action="store_false")
     without("--no_near_duplicates", dest="drop_near_duplicates", help="do not look for near duplicates: they stay")
     without("--no_catalogue", dest="catalogue", help="make no catalogue.sqlite (generate.py --sources)")
     without("--no_report", dest="report", help="make no report.html")
     parser.add_argument("--tokenizer", metavar="FOLDER|ID", help="counts tokens for the report; default: an estimate")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one for each CPU core")
+    parser.add_argument("--workers", type=integer(1, most=256), metavar="N", help="processes; default: one a core")
     return parser
 
 

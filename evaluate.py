@@ -11,14 +11,14 @@ bases side by side: as they come, and after the same few steps of train.py, each
 
 from pathlib import Path
 
-from run.cli import Parser, integer, run_script
+from run.cli import Parser, integer, path, run_script
 
 
 def parse(args: list[str] | None = None):
     parser = Parser(prog="evaluate.py", usage="python evaluate.py [options]", description="Before and after training.")
     parser.add_argument("--run", metavar="NAME|PATH", help="the run; default: the newest in --output_dir")
-    parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
-    parser.add_argument("--data_dir", "--data", type=Path, metavar="FOLDER", help="default: the run's own")
+    parser.add_argument("--output_dir", type=path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
+    parser.add_argument("--data_dir", "--data", type=path, metavar="FOLDER", help="default: the run's own")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="[test]")
     parser.add_argument("--max_samples", type=integer(1), default=300, metavar="N", help="held-out records [300]")
     parser.add_argument("--max_new_tokens", type=integer(1), default=220, metavar="N", help="[220]")
@@ -26,7 +26,7 @@ def parse(args: list[str] | None = None):
         "--batch_size", type=integer(1, most=4096), default=32, metavar="N", help="answers written at once [32]"
     )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
-    parser.add_argument("--facts", type=Path, metavar="FILE", help="facts of the titles; default: the example's")
+    parser.add_argument("--facts", type=path, metavar="FILE", help="facts of the titles; default: the example's")
     parser.add_argument(
         "--compare", nargs="+", metavar="MODEL", help="bases side by side, before and after --max_steps"
     )

@@ -12,17 +12,17 @@ no pickle is ever opened here, so there it is the weights in memory that are com
 
 from pathlib import Path
 
-from run.cli import Parser, UsageError, run_script
+from run.cli import Parser, UsageError, path, run_script
 
 
 def parse(args: list[str] | None = None):
     parser = Parser(prog="export.py", usage="python export.py [options]", description="Files for other programs.")
     parser.add_argument("--run", metavar="NAME|PATH", help="the run; default: the newest in --output_dir")
-    parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
-    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="an adapter instead of a run")
+    parser.add_argument("--output_dir", type=path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
+    parser.add_argument("--adapter", type=path, metavar="FOLDER", help="an adapter instead of a run")
     parser.add_argument("--base", metavar="MODEL", help="merge into this base, not into the one that the adapter names")
-    parser.add_argument("--from_bin", type=Path, metavar="FOLDER", help="convert older weights; nothing else is done")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: export-FORMAT in the run's folder")
+    parser.add_argument("--from_bin", type=path, metavar="FOLDER", help="convert older weights; nothing else is done")
+    parser.add_argument("--to", type=path, metavar="FOLDER", help="default: export-FORMAT in the run's folder")
     parser.add_argument("--format", choices=("safetensors", "pkl", "gguf"), default="safetensors", help="[safetensors]")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="not of GGUF [float32]")
     parser.add_argument("--gguf_type", choices=("f32", "f16", "q8_0"), help="of GGUF matrices [f16]")

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from run.cli import Parser, UsageError, integer, real, run_script
+from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.terminal import one_line
 
@@ -22,7 +22,7 @@ AT_ONCE = 128  # titles: their answers are written in batches of like length, an
 def parse(args: list[str] | None = None):
     parser = Parser(prog="generate.py", usage="python generate.py [options]", description="Descriptions from titles.")
     parser.add_argument("--run", metavar="NAME|PATH", help="the run to ask; default: the newest in --output_dir")
-    parser.add_argument("--output_dir", type=Path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
+    parser.add_argument("--output_dir", type=path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
     parser.add_argument("--adapter", action="append", metavar="FOLDER", help="an adapter or LoRA run, instead of --run")
     parser.add_argument("--base", metavar="MODEL", help="put the adapters on this base, not on the one they name")
     parser.add_argument("--load_in_4bit", action="store_true", help="the base in NF4; a run in 4-bit needs no reminder")
@@ -34,10 +34,10 @@ def parse(args: list[str] | None = None):
         metavar="TEXT",
         help="a title or a question; may be given several times",
     )
-    parser.add_argument("--titles", type=Path, metavar="FILE", help="a title a line; JSONL goes to standard output")
+    parser.add_argument("--titles", type=path, metavar="FILE", help="a title a line; JSONL goes to standard output")
     parser.add_argument("--sources", type=integer(0, most=1000), default=0, metavar="K", help="list K products [0]")
     parser.add_argument("--grounded", action="store_true", help="put the nearest product's content into the prompt")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with the catalogue; default: the run's own data")
+    parser.add_argument("--data", type=path, metavar="FOLDER", help="with the catalogue; default: the run's own data")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token, as with --temperature 0")
     parser.add_argument("--temperature", type=real(0, most=100), default=0.7, metavar="X", help="low is safe [0.7]")
     parser.add_argument("--top_k", type=integer(0), default=50, metavar="N", help="of the N likeliest; 0: all [50]")
@@ -74,13 +74,13 @@ def parse(args: list[str] | None = None):
     return options
 
 
-def read_titles(path: Path) -> list[str]:
+def read_titles(file: Path) -> list[str]:
     """Raises `UsageError` when the file cannot be read, or is not UTF-8."""
     try:
-        return lines_of(path.read_text(encoding="utf-8-sig"))
+        return lines_of(file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 text ({error.reason}): save it so."
-        raise UsageError(f"{one_line(path)} cannot be read: {reason}") from None
+        raise UsageError(f"{one_line(file)} cannot be read: {reason}") from None
 
 
 def lines_of(text: str) -> list[str]:

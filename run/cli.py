@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from run.terminal import take_over_streams
@@ -99,6 +100,13 @@ def number(kind: type, least: float, most: float) -> Callable[[str], float]:
 
 
 integer, real = partial(number, int, most=MOST), partial(number, float, most=MOST)
+
+
+def path(text: str) -> Path:
+    """For `add_argument(type=)`: "" is no path, though to `Path` it is the folder one is in, as with an unset $NAME."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty.")
+    return Path(text)
 
 
 def check_number(value: float, name: str = "", least: float = -MOST, most: float = MOST) -> None:
