@@ -42,8 +42,11 @@ class Stopwatch:
     """Seconds of training, without those spent on validation and saving."""
 
     def __init__(self):
-        self.total = 0.0
-        self._lap = self._waited = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """From here on, as if nothing had been before."""
+        self.total = self._lap = self._waited = 0.0
         self._since = time.perf_counter()
 
     def lap(self) -> tuple[float, float]:
@@ -86,7 +89,8 @@ class MetricLogger:
         self.file = MetricsFile(run / "metrics.jsonl", resumed_at=state.step) if ranks.is_main else None
 
     def progress_bar(self, train_loader: Iterable) -> Iterator:
-        """The same batches; the time until each is there counts as waiting."""
+        """The same batches; the time until each is there counts as waiting. The stopwatch starts here."""
+        self.stopwatch.start()  # not before: three titles have been answered since it was made
         disable = None if self.is_main else True  # None: shown only where there is a terminal
         waited = self.stopwatch.waiting_for(train_loader)
         total, done = self.plan.total_steps, self.state.step

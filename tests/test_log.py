@@ -83,6 +83,19 @@ def test_waiting_is_told_from_computing(monkeypatch):
     assert watch.lap() == (40.0, 4.0)
 
 
+def test_what_comes_before_the_loop_is_no_time_of_training(tmp_path, monkeypatch):
+    now = iter([0.0, 60.0, 60.0, 61.0, 64.0])  # made; the loop begins; a batch is awaited; it is there; the entry
+    monkeypatch.setattr("run.log.time.perf_counter", lambda: next(now))
+    plan = SimpleNamespace(total_steps=4, epoch_steps=2, learning_rate_at=lambda step: 0.1)
+    state, stopwatch = TrainState.new(torch.device("cpu")), Stopwatch()
+    metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), stopwatch, Ranks())
+    for _ in metrics.progress_bar(["a batch"]):
+        state.count(torch.tensor(6.0, dtype=torch.float64), 8)
+        entry = metrics.entry(torch.tensor(0.5))
+        break
+    assert entry["answer_tokens_per_second"] == 2.0 and entry["eta_seconds"] == 12.0 and entry["data_wait"] == 0.25
+
+
 def test_an_entry_has_the_mean_over_the_tokens_since_the_entry_before(tmp_path, capsys):
     """Without the steps whose loss is not finite: they changed nothing."""
     plan = SimpleNamespace(total_steps=4, epoch_steps=2, learning_rate_at=lambda step: step / 10)
