@@ -106,7 +106,7 @@ def main(options) -> int:
             template.save(folder)
             if options.format == "gguf":
                 write_gguf(model, tokenizer, bool(opening_of(tokenizer)), folder / "model.gguf", options.gguf_type)
-                (folder / "Modelfile").write_text(modelfile(template, tokenizer), encoding="utf-8")
+                (folder / "Modelfile").write_text(modelfile(template, tokenizer), encoding="utf-8", newline="\n")
                 read_gguf(model, folder / "model.gguf")
             elif options.format == "safetensors":
                 save_model(model, tokenizer, folder)

@@ -50,7 +50,7 @@ def main(command: Command) -> int:
     use_flat_batches(model, session)  # onto the device; records will lie end to end, without padding between them
 
     # ---- plan: how many steps, how much at once, how much memory and disk; said before the first step
-    memory = measure_memory(session, model.train(), summed_loss)
+    memory = measure_memory(session, model, summed_loss)
     loss_fn = parallelize(model, summed_loss, machine.device, ranks)  # without --shard the same function
     plan = make_plan(session, data, model, encoder, memory)
     print(plan.table())
@@ -65,7 +65,7 @@ def main(command: Command) -> int:
     scaler = machine.grad_scaler()  # fp16: multiplies the loss, so that small gradients do not vanish; else nothing
 
     # ---- what looks after the loop, an object for each concern
-    stop, stopwatch = StopRequest(), Stopwatch()  # Ctrl-C: the step is finished and everything saved
+    stopwatch = Stopwatch()
     validator = Validator(session, model, loss_fn, data.val, encoder, stopwatch)
     samples = Samples(session, model, encoder, data.test)  # titles that are never trained on, before and after
     checkpoints = CheckpointManager(session, model, encoder, optimizer, scaler, stopwatch)
@@ -77,6 +77,7 @@ def main(command: Command) -> int:
     guard = NonFiniteGuard(state, optimizer, scaler, session.folder, config.max_skipped_steps)
     metrics = MetricLogger(state, plan, session.folder, machine.device, stopwatch, ranks)
     train_loader = make_train_loader(session, data, encoder, state, plan.total_steps)
+    stop = StopRequest()  # Ctrl-C from here on: the step is finished and everything saved
     print(f"\nTraining into {session.folder}. Ctrl-C saves and stops.")
 
     # ---- loop: one turn is one optimizer step

@@ -24,7 +24,8 @@ from text.bpe import train_bpe
 from text.stream import RecordFile, records_of_steps
 from text.template import QA
 
-STEPS, BATCH, PEAK, WARMUP, SEED = 20, 16, 2e-3, 1, 42
+STEPS, BATCH, PEAK, SEED = 20, 16, 2e-3, 42
+WARMUP = math.ceil(0.03 * STEPS)  # steps in which the learning rate rises from 0
 
 
 def main(train_file: Path = Path("data/train.jsonl"), dtype: torch.dtype = torch.float32) -> None:

@@ -31,6 +31,7 @@ MOST = 2**53  # of a number without a limit of its own: up to here a float count
 # On Windows the Fortran runtime in numpy's and torch's MKL ends the process at Ctrl-C, before Python hears of it. It
 # reads this as it is loaded, and every script imports this module before them.
 os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
+os.environ.setdefault("PYTHON_COLORS", "0")  # newer Pythons colour their help; run/terminal.py would show the codes
 
 
 class UsageError(ValueError):

@@ -49,7 +49,7 @@ class TrainConfig:
     lora: bool = option(False, "train low-rank adapters beside the weights, which stay as they are")
     lora_r: int = option(8, "rank of the adapters", least=1, most=2**16)
     lora_alpha: float = option(16.0, "their scale: alpha / r", least=0)
-    lora_dropout: float = option(0.0, "of what goes into the adapters", least=0, most=0.99)
+    lora_dropout: float = option(0.0, "of what goes into the adapters", least=0, most=1 - 1e-6)
     lora_rslora: bool = option(False, "scale by alpha / sqrt(r): for large ranks")
     lora_target_modules: str | None = option(
         None, "layers with an adapter, by name and comma; default: every linear layer of the blocks"
@@ -74,8 +74,10 @@ class TrainConfig:
     warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", least=0, most=1)
     weight_decay: float = option(0.01, "AdamW's, on matrices only: not on biases and norms", least=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0: not at all", least=0)
-    dropout: float = option(0.0, "in every place where the architecture has it", least=0, most=0.99)
-    seed: int = option(42, "of the order, of the dropout and of pocket's first weights")
+    dropout: float = option(0.0, "in every place where the architecture has it", least=0, most=1 - 1e-6)
+    seed: int = option(
+        42, "of the order, of the dropout and of pocket's first weights", least=1 - 2**63, most=2**63 - 1
+    )
     # the machine
     device: str = option("auto", "where to compute", choices=("auto", "cuda", "cpu"))
     precision: str = option("auto", "auto: fp16 on CUDA, else fp32", choices=("auto", "fp32", "fp16", "bf16"))
@@ -113,8 +115,6 @@ class TrainConfig:
             raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
         if self.load_in_4bit and not self.lora:
             raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
-        if self.run_name is not None and not is_folder_name(self.run_name):
-            raise UsageError(f"run_name: {self.run_name[:60]!r} cannot be the name of a folder on every system.")
 
     @property
     def records_per_step(self) -> int:
@@ -169,6 +169,10 @@ def parse_train(args: list[str] | None = None) -> Command:
     try:
         recipe = read_recipe(asked["recipe"]) if asked["recipe"] else {}
         given = recipe | {name: named[name] for name in known_options() if name in named}
+        if given.get("run_name") is not None and not is_folder_name(
+            given["run_name"]
+        ):  # a run that is there has its own
+            raise UsageError(f"run_name: {given['run_name'][:60]!r} cannot be the name of a folder on every system.")
         return Command(TrainConfig(**given), given, asked["resume_from_checkpoint"], asked["dry_run"])
     except UsageError as error:
         parser.error(str(error))

@@ -62,7 +62,8 @@ def encoder_of(source: str | Path, template: Template, max_length: int = 0) -> E
 
 
 def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrainedModel, Encoder]:
-    """The model with fp32 weights, in eval mode, on the CPU: from a checkpoint, the hub, a folder, or nothing.
+    """The model with fp32 weights, in eval mode, on the CPU: from a checkpoint, the hub, a folder, or nothing. Sets
+    `session.base_weights`, which names them.
 
     Raises `UsageError` when a run goes on beside other weights than those it began with, `UnsupportedModel` when
     `--max_length` does not fit the model, and what `load` raises.

@@ -82,7 +82,7 @@ class Stopwatch:
 class MetricLogger:
     """metrics.jsonl, the progress bar and the line on the screen. Every rank makes the entries, rank 0 writes them."""
 
-    def __init__(self, state: TrainState, plan, run: Path, device: torch.device, stopwatch: "Stopwatch", ranks):
+    def __init__(self, state: TrainState, plan, run: Path, device: torch.device, stopwatch: Stopwatch, ranks):
         """`plan`: with `total_steps`, `epoch_steps` and `learning_rate_at(step)`."""
         self.state, self.plan, self.device, self.stopwatch = state, plan, device, stopwatch
         self.begun_at, self.is_main = state.step, ranks.is_main

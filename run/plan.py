@@ -39,7 +39,6 @@ class TrainPlan:
     total_steps: int
     epoch_steps: int
     warmup_steps: int
-    records_per_step: int  # of all ranks
     micro_batch_tokens: int
     val_records: int
     rows: list[tuple[str, str]]  # for the screen
@@ -126,9 +125,7 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         rows.append(("first loss", f"about {math.log(vocabulary):.2f} = ln {vocabulary:,}: every token as likely"))
     if session.machine.hint:
         rows.append(("note", session.machine.hint))
-    return TrainPlan(
-        config, total_steps, epoch_steps, warmup_steps, session.records_per_step, micro_batch_tokens, val_records, rows
-    )
+    return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows)
 
 
 def disk_needed(checkpoint: int, config: TrainConfig) -> int:

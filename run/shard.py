@@ -57,9 +57,9 @@ def parallelize(model: PreTrainedModel, loss_fn: Callable, device: torch.device,
 
 
 def all_whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Collective, likewise: one after the other, into the memory of the host; `keep`: on the rank that saves them.
+    """Collective if the model is sharded: `whole`, one after the other, into the memory of the host.
 
-    What is one tensor under two names stays one: tied weights are saved once.
+    `keep`: on the rank that saves them. What is one tensor under two names stays one: tied weights are saved once.
     """
     kept: dict[int, Tensor] = {}
     for tensor in tensors.values():
