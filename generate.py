@@ -65,12 +65,14 @@ def parse(args: list[str] | None = None):
     if options.greedy and options.num_return_sequences > 1:
         parser.error("--greedy has only one answer for a title; leave --num_return_sequences out.")
     try:  # what needs no torch is said before it is loaded
-        options.title = read_titles(options.titles) if options.titles else options.title
+        if options.titles:
+            options.title = read_titles(options.titles)
+        elif options.title:
+            options.title = [as_text(title) for title in options.title]
         if not options.adapter:
             find_run(options.run, options.output_dir)
     except UsageError as error:
         parser.error(str(error))
-    options.title = [as_text(title) for title in options.title] if options.title else options.title
     return options
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from catalogue.clean import clean
 from catalogue.duplicates import digest, near_keys
 from catalogue.fields import Fields
-from catalogue.outputs import SPLITS  # noqa: F401  of `split_of`
 from catalogue.records import Raw, TooLong, Unclosed
 from catalogue.sources import Source
 

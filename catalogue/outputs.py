@@ -57,9 +57,9 @@ def together(folder: Path) -> Iterator[dict[str, Path]]:
             for name, path in new.items():
                 plan["take" if path.exists() else "drop"].append(name)
             for name in plan["take"]:
-                _to_disk(new[name])
+                sync(new[name])
             draft.write_text(json.dumps(plan) + "\n", encoding="utf-8")
-            _to_disk(draft)
+            sync(draft)
             draft.replace(journal)
             _finish(folder)
         except BaseException:
@@ -85,12 +85,12 @@ def _finish(folder: Path) -> None:
     if not journal.is_file():
         return
     take, drop = _read(journal)
-    _to_disk(folder)  # the journal has its name before any other file changes it
+    sync(folder)  # the journal has its name before any other file changes it
     for name in take:
         with suppress(FileNotFoundError):  # taken already, before the interruption
             (folder / f"{name}.new").replace(folder / name)
     _remove(folder / name for name in drop)
-    _to_disk(folder)
+    sync(folder)
     journal.unlink()
 
 
@@ -126,7 +126,8 @@ def _remove(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk take what the system still holds of a file or folder."""
     if path.is_dir() and os.name != "posix":
         return  # there a folder cannot be opened, and its names are written through
     # fsync wants a descriptor that may write on Windows, and one that may not for a folder elsewhere

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from catalogue.outputs import sync
 from run.units import size
 
 MANIFEST = "manifest.json"
@@ -132,18 +133,6 @@ def verify(folder: Path) -> None:
 def sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have the disk take what the system still holds of a file or folder."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no way to open a folder for this, and journals its renames
-    # fsync wants a descriptor that may write on Windows, and one that may not for a folder elsewhere
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_disk_full(error: Exception) -> bool:

@@ -17,8 +17,9 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from catalogue.outputs import sync
 from run.cli import UsageError
-from run.files import MANIFEST, DamagedCheckpoint, read_json, remove_folder, sync, verify, write_json
+from run.files import MANIFEST, DamagedCheckpoint, read_json, remove_folder, verify, write_json
 from run.metrics import read_metrics
 
 CONFIG = "train_config.json"

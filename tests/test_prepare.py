@@ -21,8 +21,8 @@ import data_prep
 from catalogue import prepare as module
 from catalogue.duplicates import THRESHOLD, shingles
 from catalogue.fields import Fields
-from catalogue.judge import SPLITS, Options, Reason, read_record, split_of
-from catalogue.outputs import settle
+from catalogue.judge import Options, Reason, read_record, split_of
+from catalogue.outputs import SPLITS, settle
 from catalogue.prepare import prepare
 from catalogue.records import MAX_RECORD_BYTES
 from catalogue.workers import ordered
