@@ -1,7 +1,8 @@
 """Turn raw catalogues into data/train.jsonl, val.jsonl and test.jsonl: cleaned, without duplicates, all accounted for.
 
 python data_prep.py trn.json.gz                            LF-Amazon; also its zip archive, or its folder
-python data_prep.py products.csv --content_field details   a seller's export
+python data_prep.py products.xlsx --content_field details  a seller's export
+python data_prep.py --describe feed.xml                    what a file is, before anything is written
 """
 
 import sys
@@ -15,13 +16,15 @@ SMALL_INPUT_BYTES = 4 << 20  # is done before a second process has started
 
 def parser() -> Parser:
     parser = Parser(prog="data_prep.py", description=__doc__.splitlines()[0])
-    formats = "JSON lines, a JSON array, .csv or .tsv, also in .gz or .zip; a folder of them; - for standard input"
+    formats = "JSON, CSV, Excel, Parquet, XML feeds, also packed; a folder of them; - for standard input"
     parser.add_argument("inputs", nargs="*", type=path, metavar="INPUT", help=formats)
     parser.add_argument("--output_dir", type=path, default=Path("data"), metavar="DIR", help="where the splits go")
     parser.add_argument("--title_field", metavar="NAME", help="the field with the title; default: found by its name")
     parser.add_argument("--content_field", metavar="NAME", help="the field with the description")
     parser.add_argument("--uid_field", metavar="NAME", help="the field that names the product")
-    parser.add_argument("--encoding", metavar="NAME", help="of the inputs, such as cp1252; default: UTF-8")
+    parser.add_argument("--encoding", metavar="NAME", help="of the inputs, such as cp1252; default: by evidence")
+    parser.add_argument("--sheet", metavar="NAME", help="of a spreadsheet; default: the first")
+    parser.add_argument("--describe", action="store_true", help="say what the inputs are, write nothing")
     share = real(0, most=1)
     parser.add_argument("--val_share", type=share, default=0.04, help="share of the titles kept for validation")
     parser.add_argument("--test_share", type=share, default=0.07, help="share of the titles kept for the final answer")
@@ -36,10 +39,10 @@ def parser() -> Parser:
 
 
 def main() -> int:
-    options = parser()
-    args = options.parse_args()
+    command = parser()
+    args = command.parse_args()
     if not args.inputs:
-        options.error(
+        command.error(
             "which catalogue? Give a file with one JSON object a line, for example\n"
             "  python data_prep.py trn.json.gz\n"
             "  python data_prep.py examples/catalogue.json.gz"
@@ -48,15 +51,22 @@ def main() -> int:
     from tqdm import tqdm
 
     from catalogue.fields import Fields
+    from catalogue.inputs import described
     from catalogue.judge import Options
-    from catalogue.prepare import latin1_hint, outputs_in, prepare
-    from catalogue.sources import find_sources
+    from catalogue.prepare import outputs_in, prepare
+    from catalogue.sources import find_sources, size_of
     from catalogue.workers import cores
 
     settings = vars(args)  # what is not taken out of it here bears the name of an option
     inputs, folder, workers = (settings.pop(name) for name in ("inputs", "output_dir", "workers"))
     fields = Fields(*(settings.pop(f"{name}_field") for name in ("title", "content", "uid")))
-    sizes = [source.size for source in find_sources(inputs, outputs_in(folder))]
+    wants_description = settings.pop("describe")
+    options = Options(fields=fields, **settings)
+    if wants_description:
+        for line in described(inputs, options):
+            print(line)
+        return 0
+    sizes = [size_of(source) for source in find_sources(inputs, outputs_in(folder))]
     total = None if None in sizes else sum(sizes)
     if workers is None:
         workers = 1 if (total or 0) < SMALL_INPUT_BYTES else cores()
@@ -65,7 +75,7 @@ def main() -> int:
             counts = prepare(
                 inputs,
                 folder,
-                Options(fields=fields, **settings),
+                options,
                 workers=workers,
                 progress=bar.update,
                 say=lambda sentence: tqdm.write(sentence, file=sys.stdout),
@@ -74,8 +84,6 @@ def main() -> int:
         print(f"\nInterrupted. {folder} holds no half-written file; start again when you like.", file=sys.stderr)
         return INTERRUPTED
     print("\n".join(f"{name:<26}{count:>12,}{share:>9.1%}" for name, count, share in counts.rows()))
-    if hint := latin1_hint(counts):
-        print(f"\n{hint}")
     print(f"\n{folder} is ready. Next: python train.py{'' if folder == Path('data') else f' --data {folder}'}")
     return 0
 

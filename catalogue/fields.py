@@ -8,7 +8,8 @@ from dataclasses import dataclass
 # Names as they look after `_plain`, the most certain first.
 NAMES = {
     "title": "title name product_name product_title titulo nome nome_do_produto item_name",
-    "content": "content description long_description product_description body_html body descricao descricao_completa",
+    "content": "content description long_description product_description body_html body descricao descricao_completa "
+    "summary",
     "uid": "uid id asin sku handle codigo",
 }
 # A pair stands for both fields or for none.
@@ -46,8 +47,8 @@ def choose_fields(names: Sequence[str], given: Fields = Fields()) -> Fields:
 
 def describe(fields: Fields, names: Iterable[str]) -> str:
     """The choice in words, with the next thing to try where a field was not found."""
-    names = list(dict.fromkeys(map(printable, names)))
-    parts = [f'{field} from "{printable(name)}"' for field, name in vars(fields).items() if name is not None]
+    names = list(dict.fromkeys(map(one_line, names)))
+    parts = [f'{field} from "{one_line(name)}"' for field, name in vars(fields).items() if name is not None]
     missing = [field for field in ("title", "content") if getattr(fields, field) is None]
     if missing:
         known = ", ".join(f'"{name}"' for name in names[:12]) or "none"
@@ -56,13 +57,18 @@ def describe(fields: Fields, names: Iterable[str]) -> str:
     elif fields.uid is None:
         parts.append("uid is the number of the line")
     if any("\\udc" in name for name in names):
-        parts.append("the names are not UTF-8: try --encoding cp1252")
+        parts.append("the names are not UTF-8: name their encoding with --encoding")
     return ", ".join(parts)
 
 
 def printable(text: str) -> str:
     """`text` with escapes for what UTF-8 cannot encode: bytes of another encoding, lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_line(name: object) -> str:
+    """A name from outside, for a sentence: printable, and its line breaks are escapes."""
+    return re.sub(r"[\r\n\t]", lambda mark: repr(mark[0])[1:-1], printable(str(name)))
 
 
 def unaccented(text: str) -> str:

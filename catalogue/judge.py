@@ -15,8 +15,10 @@ import numpy as np
 
 from catalogue.clean import clean
 from catalogue.duplicates import digest, near_keys
+from catalogue.encoding import looks_like_cp1252
 from catalogue.fields import Fields
-from catalogue.records import Raw, TooLong, Unclosed
+from catalogue.read_table import cells_in_cp1252
+from catalogue.records import Broken, Raw, TooLong
 from catalogue.sources import Source
 
 
@@ -57,7 +59,8 @@ class Options:
     min_content_chars: int = 20  # after cleaning
     drop_near_duplicates: bool = True  # of those near to one another the first is kept
     fields: Fields = Fields()  # those that the user named
-    encoding: str | None = None  # of the inputs; None: UTF-8, or UTF-16 where a byte-order mark says so
+    encoding: str | None = None  # of the inputs; None: by evidence
+    sheet: str | None = None  # of spreadsheets; None: the first
     catalogue: bool = True  # make catalogue.sqlite
     report: bool = False  # make report.html (loads matplotlib)
     tokenizer: str | None = None  # folder or hub id, counts tokens for the report; None: they are estimated
@@ -88,11 +91,13 @@ class Candidate:
     example: tuple | None = None  # (title, content) before and after cleaning, of a few that it changed
 
 
-def judge_block(block: Block, options: Options) -> list[Candidate | Reason]:
-    """What becomes of each record of a block, as far as it can be told without the other blocks."""
-    outcomes, candidates, contents, changed = [], [], [], []
+def judge_block(block: Block, options: Options) -> tuple[list[Candidate | Reason], int]:
+    """What becomes of each record of a block, as far as it can be told without the other blocks; and how many of them
+    were no UTF-8 and were read as cp1252."""
+    outcomes, candidates, contents, changed, as_cp1252 = [], [], [], [], 0
     for number, raw in enumerate(block.records, block.before + 1):
-        source = parse(raw) if isinstance(raw, bytes) else _from_row(raw, block.header)
+        source, repaired = fields_of(raw, block.header)
+        as_cp1252 += repaired
         record = source if isinstance(source, Reason) else read_record(source, block.fields, options.min_content_chars)
         if isinstance(record, Reason):
             outcomes.append(record)
@@ -113,14 +118,30 @@ def judge_block(block: Block, options: Options) -> list[Candidate | Reason]:
     if candidates and options.drop_near_duplicates:
         for candidate, keys in zip(candidates, near_keys(contents), strict=True):
             candidate.keys = keys
-    return outcomes
+    return outcomes, as_cp1252
 
 
-def parse(raw: bytes) -> dict | Reason:
-    """The object of a raw JSON record, or the reason why there is none."""
+def fields_of(raw: Raw, header: tuple[str, ...] | None) -> tuple[dict | Reason, bool]:
+    """The fields of a raw record by their names, or the reason why there are none; and whether it was no UTF-8 and was
+    read as cp1252. `header` is that of a table."""
+    source = _parsed(raw, header)
+    if source is not Reason.NOT_UTF8:
+        return source, False
+    if isinstance(raw, bytes):
+        text = raw.decode("cp1252").encode("utf-8") if looks_like_cp1252(raw) else None
+    else:
+        text = cells_in_cp1252(raw)
+    return (source, False) if text is None else (_parsed(text, header), True)
+
+
+def _parsed(raw: Raw, header: tuple[str, ...] | None) -> dict | Reason:
+    if isinstance(raw, dict):
+        return raw
+    if isinstance(raw, list):
+        return _from_row(raw, header)
     if isinstance(raw, TooLong):
         return Reason.TOO_LONG
-    if isinstance(raw, Unclosed):
+    if isinstance(raw, Broken):
         return Reason.BROKEN
     if not raw.strip():
         return Reason.BLANK

@@ -9,43 +9,47 @@ find exact duplicates and 250 more to find near ones.
 import heapq
 import json
 import os
-import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
 from catalogue.duplicates import THRESHOLD, KeyTable, similarity
-from catalogue.fields import choose_fields, describe
 from catalogue.index import check_fts5, write_catalogue
-from catalogue.judge import DEFAULTS, EXAMPLES, Block, Candidate, Options, Reason, json_line, judge_block, parse
+from catalogue.inputs import Input, blocks_of
+from catalogue.judge import (
+    DEFAULTS,
+    EXAMPLES,
+    Block,
+    Candidate,
+    Options,
+    Reason,
+    json_line,
+    judge_block,
+)
 from catalogue.outputs import JOURNAL, OUTPUTS, SPLITS, together
-from catalogue.records import START_BYTES, Raw, read_layout
-from catalogue.sources import Source, find_sources, open_source
+from catalogue.records import START_BYTES, Raw
+from catalogue.sources import Source, find_sources
 from catalogue.workers import ordered
 from text.errors import DataError
-
-BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
-FIELDS_SAMPLE = 200  # records of a block that are looked at to choose the fields; all of it when they are not there
-MOST_NAMES = 1_000
 
 
 @dataclass(frozen=True)
 class Counts:
     """Where every record of the inputs went: `lines == sum(kept) + sum(reasons)`.
 
-    A line is a line of a JSONL file, blank ones too, an element of a JSON array, or a row of a table below its header.
+    A line is a line of a JSONL file, blank ones too, an element of a JSON array, a row of a table below its header, a
+    product of a feed.
     """
 
     lines: int
     kept: dict[str, int]  # by split
     reasons: dict[str, int]  # by reason, all of them
-    looks_like_latin1: int = 0  # of those that are not UTF-8
+    as_cp1252: int = 0  # of the lines; they are not UTF-8, all others are
 
     @property
     def records(self) -> int:
@@ -53,7 +57,8 @@ class Counts:
 
     def rows(self) -> list[tuple[str, int, float]]:
         """Each kind of line as a table shows it: name, indented where it is part of another; count; share of all."""
-        rows = [("lines read", self.lines), ("kept", self.records)]
+        rows = [("lines read", self.lines), *[("  as cp1252, not UTF-8", self.as_cp1252)] * (self.as_cp1252 > 0)]
+        rows += [("kept", self.records)]
         rows += [(f"  {split}", count) for split, count in self.kept.items()]
         rows += [("left out", self.lines - self.records)]
         rows += [(f"  {reason}", count) for reason, count in self.reasons.items() if count]
@@ -86,11 +91,12 @@ def prepare(
     sources = find_sources(inputs, outputs_in(output_dir), say)
     output_dir.mkdir(parents=True, exist_ok=True)
     with together(output_dir) as paths:
-        blocks = _blocks(sources, options, progress, say)
+        files: list[Input] = []
+        blocks = blocks_of(sources, options, files, progress, say)
         counts, examples = _write_splits(ordered(partial(judge_block, options=options), blocks, workers), paths)
-        _check_usable(counts)
+        _check_usable(counts, files)
         report = {
-            "inputs": [source.name for source in sources],
+            "inputs": [file.place.name for file in files],
             "settings": {name: getattr(options, name) for name in ("val_share", "test_share", "min_content_chars")}
             | {"near_duplicate_threshold": THRESHOLD if options.drop_near_duplicates else None},
             **asdict(counts),
@@ -107,55 +113,23 @@ def prepare(
     return counts
 
 
-def _blocks(sources: list[Source], options: Options, progress, say) -> Iterator[Block]:
-    """The raw records of all sources, in order."""
-    before = 0
-    for source in sources:
-        with open_source(source, options.encoding, progress) as stream:
-            header, records = read_layout(stream, source.name, options.fields)
-            number = 1 if header is None else 2  # a table's first row is its header
-            fields, names = None, list(header or ())
-            while block := _next_block(records):
-                if fields is None or (fields.found < 2 and header is None):  # look on until both are found
-                    chosen = choose_fields(names, options.fields)
-                    for sample in (block[:FIELDS_SAMPLE], block) if header is None else ():
-                        if chosen.found < 2:
-                            keys = [key for record in map(parse, sample) if isinstance(record, dict) for key in record]
-                            names = list(dict.fromkeys([*names, *keys]))[:MOST_NAMES]
-                            chosen = choose_fields(names, options.fields)
-                    if fields is None or chosen.found > fields.found:
-                        say(f"{source}: {describe(chosen, names)}")
-                    fields = chosen
-                yield Block(source, header, fields, number, before, block)
-                number, before = number + len(block), before + len(block)
-
-
-def _next_block(records: Iterator[Raw]) -> list[Raw]:
-    block, size = [], 0
-    for raw in islice(records, BLOCK_RECORDS):
-        block.append(raw)
-        size += len(raw) if isinstance(raw, bytes) else sum(map(len, raw))
-        if size >= BLOCK_BYTES:
-            break
-    return block
-
-
 def outputs_in(folder: Path) -> list[Path]:
     """What is written into a data folder, which is no catalogue."""
     return [folder / name for name in (*OUTPUTS, JOURNAL)]
 
 
 def _write_splits(
-    judged: Iterable[tuple[Block, list[Candidate | Reason]]], paths: dict[str, Path]
+    judged: Iterable[tuple[Block, tuple[list[Candidate | Reason], int]]], paths: dict[str, Path]
 ) -> tuple[Counts, list[tuple]]:
     """The pass itself: writes the splits and rejects.jsonl, returns the account and the examples for the report."""
-    lines, kept, reasons, latin1 = 0, dict.fromkeys(SPLITS, 0), dict.fromkeys(Reason, 0), 0
+    lines, kept, reasons, as_cp1252 = 0, dict.fromkeys(SPLITS, 0), dict.fromkeys(Reason, 0), 0
     examples: list[Candidate] = []  # those with the smallest digests, so a sample of the whole catalogue
     with ExitStack() as stack:
         splits = _Splits([stack.enter_context(paths[f"{split}.jsonl"].open("w+b")) for split in SPLITS])
         rejects = stack.enter_context(paths["rejects.jsonl"].open("wb"))
-        for block, outcomes in judged:
+        for block, (outcomes, in_block) in judged:
             lines += len(block.records)
+            as_cp1252 += in_block
             for number, (raw, outcome) in enumerate(zip(block.records, outcomes, strict=True), block.number):
                 reason = splits.add(outcome) if isinstance(outcome, Candidate) else outcome
                 if reason is None:
@@ -164,10 +138,9 @@ def _write_splits(
                         examples = heapq.nsmallest(EXAMPLES, [*examples, outcome], key=attrgetter("digest"))
                     continue
                 reasons[reason] += 1
-                latin1 += reason == Reason.NOT_UTF8 and looks_like_latin1(raw)
                 if reason.is_listed:
                     rejects.write(json_line(_reject(block.source, number, reason, raw)))
-    counts = Counts(lines, kept, reasons, latin1)
+    counts = Counts(lines, kept, reasons, as_cp1252)
     if counts.lines != counts.records + sum(counts.reasons.values()):
         raise AssertionError(f"lines are unaccounted for: {counts}")
     return counts, [candidate.example for candidate in examples]
@@ -209,14 +182,6 @@ class _Splits:
         return json.loads(line)["content"]
 
 
-def looks_like_latin1(raw: Raw) -> bool:
-    """Whether bytes that are not UTF-8 are those of Western European letters in cp1252 or latin-1."""
-    raw = raw if isinstance(raw, bytes) else "".join(raw).encode("utf-8", "surrogateescape")
-    high = re.findall(rb"[\x80-\xff]+", raw)
-    letters = re.findall(rb"(?<=[A-Za-z ])[\xc0-\xff]{1,2}(?=[A-Za-z ,.;])", raw)
-    return len(letters) * 2 >= len(high) > 0
-
-
 def _reject(source: Source, number: int, reason: str, raw: Raw) -> dict[str, str | int]:
     start = raw if isinstance(raw, bytes) else ",".join(raw)[:START_BYTES].encode("utf-8", "surrogateescape")
     start = start[:START_BYTES].rstrip(b"\r\n").decode("utf-8", "backslashreplace")
@@ -236,16 +201,9 @@ def _check(options: Options, workers: int) -> None:
         raise DataError(f"workers is {workers}; it must be at least 1.")
 
 
-def _check_usable(counts: Counts) -> None:
+def _check_usable(counts: Counts, files: list[Input]) -> None:
     if counts.records == 0:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.reasons.items() if count)
-        raise DataError(
-            f"Not one usable record; lines read: {counts.lines:,}{f' ({reasons})' if reasons else ''}. "
-            f"{latin1_hint(counts)}Expected is one "
-            'JSON object a line, such as {"uid": "1", "title": "Steel mug", "content": "A mug of stainless steel."}, '
-            "a JSON array of them, or a table with such columns; other names are given with --title_field and "
-            "--content_field."
-        )
+        raise DataError(f"Not one usable record. {_cause(counts, files)}")
     if counts.kept["train"] == 0:
         raise DataError(
             f"None of the {counts.records:,} usable records is left to train on: their titles all fell into validation "
@@ -253,11 +211,19 @@ def _check_usable(counts: Counts) -> None:
         )
 
 
-def latin1_hint(counts: Counts) -> str:
-    """What to try when lines look like another encoding; "" when none does. Ends in a space."""
-    if not counts.looks_like_latin1:
-        return ""
-    return (
-        f"{counts.looks_like_latin1:,} lines that are not UTF-8 look like cp1252 (the encoding of Windows, alike "
-        "latin-1): try --encoding cp1252. "
-    )
+def _cause(counts: Counts, files: list[Input]) -> str:
+    """Why no record was usable, and what to try."""
+    if not counts.lines:
+        return "There is nothing in it: give a file with products."
+    most = max(counts.reasons, key=counts.reasons.get)
+    unknown = next((file for file in files if file.fields.found < 2), files[0])
+    if most in (Reason.NO_TITLE, Reason.NO_CONTENT) and unknown.fields.found < 2:
+        return f"{unknown}."
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.reasons.items() if count)
+    what_to_try = {
+        Reason.BROKEN: f"It was taken for {files[0].layout.what}: if it is none, export it anew, as CSV.",
+        Reason.NOT_AN_OBJECT: 'A product is an object with fields: {"title": "Steel mug", "content": "A mug of ..."}.',
+        Reason.NOT_UTF8: "Name the encoding with --encoding.",
+        Reason.TOO_SHORT: "Name another field with --content_field, or lower --min_content_chars.",
+    }.get(most, "Name other fields with --title_field and --content_field.")
+    return f"Lines read: {counts.lines:,} ({reasons}). {what_to_try}"

@@ -1,28 +1,35 @@
-"""Which files an input means, and their bytes as UTF-8: folders, archives, gzip, standard input, other encodings."""
+"""Which files an input means: those of folders and archives, unpacked. What one is, tells its content, not its name."""
 
-import codecs
+import bz2
 import gzip
 import io
+import lzma
+import shutil
 import sys
+import tarfile
+import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from catalogue.fields import printable
+from catalogue.fields import one_line
 from text.errors import DataError
 
 STDIN = Path("-")
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml")
+SUFFIXES = (*TEXTS, ".xlsx", ".xls", ".xlsb", ".ods", ".parquet")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz")
 CHUNK_BYTES = 1 << 16  # read at once, and looked at to tell what a file is
+MOST_LAYERS = 4  # of packings one in another: trn.json.gz in a .tar.xz has three
 
 # LF-Amazon comes as trn.json (the products to train on) beside tst.json and lbl.json (the labels of both).
 LF_AMAZON = ("trn.json", "trn.json.gz")
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -30,27 +37,21 @@ class Source:
     """One file to read: on the disk, inside an archive, or standard input."""
 
     path: Path
-    member: str | None = None  # its name inside the archive `path`
-    number: int = 0  # its place there: two may have one name
-    size: int | None = None  # bytes as stored, packed ones of a packed file; None: unknown
-    unpacked: int | None = None  # bytes, of a member
+    members: tuple[str, ...] = ()  # its name inside the archive `path`; two, where that archive is in another
 
     @property
     def name(self) -> str:
-        """Without its folders and without `.gz`: what tells the format, and what rejects.jsonl calls it."""
-        name = "standard input" if self.path == STDIN else PurePosixPath(self.member or self.path.name).name
-        return printable(name.removesuffix(".gz"))
+        """Without its folders and without `.gz`: what rejects.jsonl calls it."""
+        name = "standard input" if self.path == STDIN else PurePosixPath((self.path.name, *self.members)[-1]).name
+        return one_line(_unpacked_name(name))
 
     def __str__(self) -> str:
-        if self.member:
-            return printable(f"{self.path}, {self.member}")
-        return self.name if self.path == STDIN else printable(str(self.path))
+        path = "standard input" if self.path == STDIN else self.path
+        return ", ".join(map(one_line, (path, *self.members)))
 
 
-def find_sources(
-    inputs: list[Path], outputs: Collection[Path] = (), say: Callable[[str], None] = lambda sentence: None
-) -> list[Source]:
-    """The files that `inputs` mean, in order. Of a folder or a zip archive: `trn.json(.gz)` if it has one, else every
+def find_sources(inputs: list[Path], outputs: Collection[Path] = (), say: Say = lambda sentence: None) -> list[Source]:
+    """The files on the disk that `inputs` mean, in order. Of a folder: `trn.json(.gz)` if it has one, else every
     catalogue in it, by name, but none of our own `outputs`. `say` is told what is left alone.
 
     Raises DataError for an input that is not there, holds no catalogue, or is one of the `outputs`.
@@ -63,164 +64,207 @@ def find_sources(
             sources += find_sources(found, outputs, say)
         elif path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.is_file() and file.resolve() not in ours)
-            names = [file.relative_to(path).as_posix() for file in found]
-            chosen = _catalogues(f"folder {path}", names, say, also=(".zip",))
-            sources += find_sources([found[number] for number in chosen], outputs, say)
+            chosen = _catalogues(f"folder {path}", [file.relative_to(path).as_posix() for file in found], say)
+            sources += find_sources([found[place] for place in chosen], outputs, say)
         elif not path.exists():
             where_to_get_it = (
                 " LF-Amazon comes from the Extreme Classification Repository (http://manikvarma.org/downloads/XC/"
                 "XMLRepository.html): LF-Amazon-1.3M, raw text; its trn.json.gz is the file to give here."
             )
             hint = "" if path.suffix.lower() in (".csv", ".tsv") else where_to_get_it
-            raise DataError(f"There is no file {printable(str(path))}.{hint}")
-        elif not path.is_file():  # a pipe, which can be read once: not even looked at
-            sources.append(Source(path))
+            raise DataError(f"There is no file {one_line(path)}.{hint}")
         elif path.resolve() in ours:
             raise DataError(
-                f"{printable(str(path))} is what would be written here, and its held-out records are elsewhere: "
+                f"{one_line(path)} is what would be written here, and its held-out records are elsewhere: "
                 "give the raw catalogue, or another --output_dir."
             )
-        elif _starts_like_zip(path):
-            sources += _members(path, say)
         else:
-            sources.append(Source(path, size=path.stat().st_size))
+            sources.append(Source(path))
     return sources
 
 
-def _catalogues(where: str, names: list[str], say: Callable[[str], None], also: tuple[str, ...] = ()) -> list[int]:
-    """The places of those `names`, with / between folders, that are catalogues, by name: LF-Amazon's `trn` alone where
-    there is one. Says which are left alone.
+def size_of(source: Source) -> int | None:
+    """Bytes as stored; None for a pipe, which can be read once and is not even looked at."""
+    return source.path.stat().st_size if source.path != STDIN and source.path.is_file() else None
+
+
+def _unpacked_name(name: str) -> str:
+    return name[: -len(end)] if (end := PurePosixPath(name).suffix).lower() in PACKED else name
+
+
+def _catalogues(where: str, names: list[str], say: Say) -> list[int]:
+    """The places of those `names`, with / between folders, that are catalogues or archives of them: LF-Amazon's `trn`
+    alone where there is one. Says which are left alone.
 
     Raises DataError, which says `where`, when there is none.
     """
     by_name = sorted(range(len(names)), key=names.__getitem__)
     visible = [i for i in by_name if not any(p[0] in "._" and p != ".." for p in PurePosixPath(names[i]).parts)]
-    found = [i for i in visible if names[i].lower().removesuffix(".gz").endswith((*SUFFIXES, *also))]
+    found = [i for i in visible if _unpacked_name(names[i].lower()).endswith((*SUFFIXES, *ARCHIVES))]
     for wanted in LF_AMAZON[::-1]:
         found = [i for i in visible if PurePosixPath(names[i]).name == wanted] or found
+    if not found and len(visible) == 1:  # whatever it is called
+        found = visible
     if not found:
         raise DataError(
-            f"The {printable(where)} holds no catalogue (a name ending in {', '.join(SUFFIXES)}, also with .gz)."
+            f"The {one_line(where)} holds no catalogue (a name ending in {', '.join(SUFFIXES)}, also with .gz)."
         )
     if left := [names[i] for i in by_name if i not in set(found)]:
         more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
-        say(f"{printable(where)}: left alone: {printable(', '.join(left[:5]))}{more}")
+        say(f"{one_line(where)}: left alone: {one_line(', '.join(left[:5]))}{more}")
     return found
 
 
-def _starts_like_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+def files_in(source: Source, progress: Callable[[int], None], say: Say) -> Iterator[tuple[Source, io.BufferedReader]]:
+    """Each file that `source` is or, if it is an archive, holds: its name and its bytes, unpacked.
+
+    `peek` of a file shows its first CHUNK_BYTES. `progress` is called with the number of stored bytes read since its
+    last call, `say` with what is left alone. Raises DataError for a file that is damaged or cannot be read.
+    """
+    told = 0
+
+    def tell(end: int) -> None:
+        nonlocal told
+        if end > told:  # in archives reading goes to and fro
+            progress(end - told)
+            told = end
+
+    with ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if source.path == STDIN else stack.enter_context(source.path.open("rb"))
+        except OSError as error:
+            raise DataError(f"{source} cannot be read: {error.strerror}.") from None
+        stored = _Layer(file, source, seekable=file.seekable())
+        for place, unpacked in _unpacked(source, io.BufferedReader(stored, CHUNK_BYTES), stack, say):
+            layer = _Layer(unpacked, place, unpacked.seekable(), lambda: tell(stored.position))
+            yield place, io.BufferedReader(layer, CHUNK_BYTES)
+        tell(size_of(source) or 0)  # of an archive not all is read
 
 
-def _members(path: Path, say: Callable[[str], None]) -> list[Source]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = [(number, info) for number, info in enumerate(archive.infolist()) if not info.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    chosen = [infos[place] for place in _catalogues(f"archive {path}", [info.filename for _, info in infos], say)]
-    return [Source(path, info.filename, number, info.compress_size, info.file_size) for number, info in chosen]
+def _unpacked(source: Source, file: io.BufferedReader, stack: ExitStack, say: Say, layers: int = 0) -> Iterator:
+    """`files_in`, of bytes that may be packed: known by their first ones, never by the name."""
+    head = file.peek(CHUNK_BYTES)
+    packing = next((opened for magic, opened in PACKINGS.items() if head.startswith(magic)), None)
+    archive = _zip if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) else _tar if head[257:262] == b"ustar" else None
+    if not packing and not archive:
+        yield source, file
+        return
+    if layers == MOST_LAYERS or (archive and len(source.members) == 2):
+        raise DataError(f"{source} is packed too many times, one in another. Unpack it, give the file in it.")
+    if packing:
+        layer = _Layer(stack.enter_context(_opened(source, packing, file)), source)
+        yield from _unpacked(source, io.BufferedReader(layer, CHUNK_BYTES), stack, say, layers + 1)
+        return
+    file = stack.enter_context(with_random_access(file))
+    archive, names, member = _opened(source, archive, file)
+    with archive:
+        if not SPREADSHEETS.isdisjoint(names):
+            file.seek(0)
+            yield source, file
+            return
+        for place in _catalogues(f"archive {source}", names, say):
+            inside = replace(source, members=(*source.members, names[place]))
+            with ExitStack() as inner:
+                layer = _Layer(inner.enter_context(_opened(inside, member, place)), inside)
+                yield from _unpacked(inside, io.BufferedReader(layer, CHUNK_BYTES), inner, say, layers + 1)
 
 
 @contextmanager
-def open_source(source: Source, encoding: str | None, progress: Callable[[int], None]) -> Iterator[io.BufferedReader]:
-    """The bytes of `source`, unpacked, in UTF-8 and without a byte-order mark. `peek` shows the first CHUNK_BYTES.
-
-    `encoding` None: UTF-8, or UTF-16 where a byte-order mark says so. Bytes that `encoding` does not know come out as
-    bytes that are not UTF-8, so that only the record they stand in is lost. `progress` is called with the number of
-    stored bytes read since its last call. Raises DataError for a damaged file or an unknown encoding.
-    """
-    with ExitStack() as stack:
-        chunks = _unpacked(source, stack, progress)
-        head = next(chunks, b"")
-        if head.startswith(b"PK\x03\x04"):
-            raise DataError(f"{source} is a zip archive that cannot be read from here. Unpack it, give the file in it.")
-        if encoding is None:
-            encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-        yield _reader(_in_utf8(chain([head.removeprefix(codecs.BOM_UTF8)], chunks), encoding, source))
-
-
-def _unpacked(source: Source, stack: ExitStack, progress: Callable) -> Iterator[bytes]:
-    """The content of `source` in chunks; gzip, also inside a zip archive, is known by its first two bytes."""
-    try:
-        file = _reader(_stored(source, stack, progress))
-        if file.peek().startswith(b"\x1f\x8b"):
-            file = gzip.GzipFile(fileobj=file)
-        yield from iter(partial(file.read1, CHUNK_BYTES), b"")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(source, error) from error
-
-
-def _stored(source: Source, stack: ExitStack, progress: Callable) -> Iterator[bytes]:
-    if source.member is not None:
-        archive = stack.enter_context(zipfile.ZipFile(source.path))
-        try:
-            file = stack.enter_context(archive.open(archive.infolist()[source.number]))
-        except RuntimeError as error:  # encrypted, or an unknown packing
-            raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, give the file.") from None
-        except (zipfile.BadZipFile, OSError) as error:
-            raise _damaged(source, error) from error
-    else:
-        file = sys.stdin.buffer if source.path == STDIN else stack.enter_context(source.path.open("rb"))
-    read, told = 0, 0
-    while chunk := _read(file, source):
-        read += len(chunk)
-        stored = read * source.size // source.unpacked if source.unpacked else read
-        progress(stored - told)
-        told = stored
-        yield chunk
-
-
-def _read(file: BinaryIO, source: Source) -> bytes:
-    """Raises DataError whatever the file, or the library that unpacks it, raises: each has exceptions of its own."""
-    try:
-        return file.read(CHUNK_BYTES)
-    except OSError as error:
-        if error.errno is None:  # as bz2 says it
-            raise _damaged(source, error) from error
-        raise DataError(f"{source} cannot be read: {error.strerror}.") from error
-    except Exception as error:
-        raise _damaged(source, error) from error
-
-
-def _in_utf8(chunks: Iterator[bytes], encoding: str, source: Source) -> Iterator[bytes]:
-    """Text in `encoding` as UTF-8; what cannot be decoded becomes a lone surrogate, which UTF-8 does not allow."""
-    try:
-        "".encode(encoding)  # a codec that is no text encoding (base64) is refused here
-    except (LookupError, UnicodeError):
-        raise DataError(f"There is no encoding {encoding!r}. Usual ones: utf-8, cp1252, latin-1, utf-16.") from None
-    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii"):
-        yield from chunks
+def with_random_access(file: io.BufferedReader) -> Iterator[BinaryIO]:
+    """`file` itself if it is one on the disk, else a temporary copy."""
+    if file.seekable():
+        yield file
         return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(file, copy, CHUNK_BYTES)
+        copy.seek(0)
+        yield copy
+
+
+def _zip(file: BinaryIO) -> tuple[zipfile.ZipFile, list[str], Callable[[int], BinaryIO]]:
+    """The archive, the names of its files, and what opens one of them by its place: two may have one name."""
+    archive = zipfile.ZipFile(file)
+    infos = [info for info in archive.infolist() if not info.is_dir()]
+    return archive, [info.filename for info in infos], lambda place: archive.open(infos[place])
+
+
+def _tar(file: BinaryIO) -> tuple[tarfile.TarFile, list[str], Callable[[int], BinaryIO]]:
+    archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  whoever calls this closes it
+    members = [member for member in archive.getmembers() if member.isfile()]
+    return archive, [member.name for member in members], lambda place: archive.extractfile(members[place])
+
+
+SPREADSHEETS = {"xl/workbook.xml", "xl/workbook.bin", "content.xml"}  # in .xlsx, .xlsb and .ods, which are zips
+
+
+def _zstd(file: BinaryIO) -> BinaryIO:
     try:
-        for text in codecs.iterdecode(chunks, encoding, "surrogateescape"):
-            yield text.encode("utf-8", "surrogatepass")
-    except (UnicodeError, LookupError, TypeError) as error:  # the last two: a codec that is no text encoding
-        raise DataError(f"{source} is not {encoding} ({error}). Try another --encoding.") from None
+        from compression import zstd  # Python 3.14 and later
+    except ImportError:
+        try:
+            from backports import zstd
+        except ImportError:
+            raise RuntimeError("it is packed by zstd: pip install backports.zstd") from None
+    return zstd.ZstdFile(file)
 
 
-def _damaged(source: Source | Path, error: Exception) -> DataError:
-    return DataError(f"{source} is damaged or was cut off ({error}). Download or copy it once more.")
+PACKINGS = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": _zstd,
+}
 
 
-def _reader(chunks: Iterator[bytes]) -> io.BufferedReader:
-    """Chunks of bytes as a file that can be read."""
-    return io.BufferedReader(_Chunks(chunks), CHUNK_BYTES)
+def _opened(source: Source, opened: Callable, *args):
+    """What a library opens. Raises DataError whatever the library raises: each has exceptions of its own."""
+    try:
+        return opened(*args)
+    except RuntimeError as error:  # encrypted, an unknown packing, no zstd
+        raise DataError(f"{source} cannot be unpacked here ({error}). Unpack it, give the file in it.") from None
+    except Exception as error:
+        raise damaged(source, error) from error
 
 
-class _Chunks(io.RawIOBase):
-    def __init__(self, chunks: Iterator[bytes]):
-        self._chunks, self._rest = filter(None, chunks), memoryview(b"")
+def damaged(source: Source, error: Exception) -> DataError:
+    return DataError(f"{source} is damaged or was cut off ({one_line(error)}). Download or copy it once more.")
+
+
+class _Layer(io.RawIOBase):
+    """Bytes that something stored or packed gives, as a file; whatever it raises becomes a DataError."""
+
+    def __init__(self, file: BinaryIO, source: Source, seekable: bool = False, when_read: Callable = lambda: None):
+        self._file, self._source, self._seekable, self._when_read = file, source, seekable, when_read
+        self.position = 0
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return self._seekable
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = self._file.seek(offset, whence)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
     def readinto(self, buffer) -> int:
-        """Fills `buffer`, however short the chunks are: only at the end it stays shorter."""
+        """Fills `buffer`, however little comes at a time: only at the end it stays shorter."""
         filled = 0
-        while filled < len(buffer) and (rest := self._rest or memoryview(next(self._chunks, b""))):
-            count = min(len(buffer) - filled, len(rest))
-            buffer[filled : filled + count], self._rest = rest[:count], rest[count:]
-            filled += count
+        try:
+            while filled < len(buffer) and (chunk := self._file.read(len(buffer) - filled)):
+                buffer[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+        except DataError:
+            raise
+        except OSError as error:
+            if error.errno is None:  # as bz2 says it
+                raise damaged(self._source, error) from error
+            raise DataError(f"{self._source} cannot be read: {error.strerror}.") from error
+        except Exception as error:
+            raise damaged(self._source, error) from error
+        self.position += filled
+        self._when_read()
         return filled

@@ -54,7 +54,7 @@ ONE_OF_EACH = [
     (b"", "blank line"),
     (b"  \r", "blank line"),
     (b"{not json", "broken line"),
-    (b'{"title": "caf\xe9", "content": "latin-1"}', "not UTF-8"),
+    (b'{"title": "caf\xe9\xc3\xa9", "content": "torn"}', "not UTF-8"),
     (b"[" * 100_000, "broken line"),
     (b'{"uid": ' + b"9" * 5000 + b"}", "broken line"),
     (b'["a list"]', "not an object"),
@@ -88,12 +88,14 @@ def test_every_line_is_accounted_for_under_its_reason(tmp_path):
 
 
 def test_broken_lines_are_listed_with_number_reason_and_raw_start(tmp_path):
-    source = catalogue(tmp_path / "trn.json", [product(0), b"{caf" + b"x" * 500, b"", b"[1]\r", b"{caf\xe9"])
+    source = catalogue(
+        tmp_path / "trn.json", [product(0), b"{caf" + b"x" * 500, b"", b"[1]\r", b"{caf\xe9\xe9\xe9\xe9"]
+    )
     prepare([source], tmp_path / "data")
     assert records(tmp_path / "data", "rejects") == [
         {"input": "trn.json", "line": 2, "reason": "broken line", "start": "{caf" + "x" * 196},
         {"input": "trn.json", "line": 4, "reason": "not an object", "start": "[1]"},
-        {"input": "trn.json", "line": 5, "reason": "not UTF-8", "start": "{caf\\xe9"},
+        {"input": "trn.json", "line": 5, "reason": "not UTF-8", "start": "{caf\\xe9\\xe9\\xe9\\xe9"},
     ]
 
 
@@ -207,16 +209,17 @@ def test_the_bundled_catalogue_loses_no_record_as_a_near_duplicate(tmp_path):
     assert counts.records > 3800
 
 
-def test_the_encoding_is_given_or_hinted_at(tmp_path):
+def test_the_encoding_is_given_or_told_by_evidence(tmp_path):
     lines = [json.dumps({"title": f"Açúcar {i}", "content": "Açúcar não refinado, para o café. é"}, ensure_ascii=False)
              for i in range(30)]  # fmt: skip
     source = tmp_path / "loja.jsonl"
     source.write_text("\n".join([*lines, lines[0].replace("Açúcar 0", "\x81")]), encoding="latin-1")
-    with pytest.raises(DataError, match="31 lines that are not UTF-8 look like cp1252.*--encoding cp1252"):
-        prepare([source], tmp_path / "data")
-    counts = prepare([source], tmp_path / "data", Options(encoding="cp1252", drop_near_duplicates=False, val_share=0))
-    assert (counts.records, counts.reasons["not UTF-8"]) == (30, 1)  # byte 0x81 is no letter of cp1252
-    assert "Açúcar" in records(tmp_path / "data", "train")[0]["title"]
+    for encoding in (None, "cp1252"):
+        options = Options(encoding=encoding, drop_near_duplicates=False, val_share=0)
+        counts = prepare([source], tmp_path / "data", options)
+        assert (counts.records, counts.reasons["not UTF-8"]) == (30, 1)  # byte 0x81 is no letter of cp1252
+        assert counts.as_cp1252 == (0 if encoding else 30)
+        assert "Açúcar" in records(tmp_path / "data", "train")[0]["title"]
     with pytest.raises(DataError, match="no encoding 'klingon'"):
         prepare([source], tmp_path / "data", Options(encoding="klingon"))
 
@@ -330,8 +333,8 @@ def test_data_that_cannot_be_used_is_said_in_a_sentence(tmp_path):
     assert "holds no catalogue" in error([tmp_path / "folder"])
     assert "damaged or was cut off" in error([torn])
     assert "damaged or was cut off" in error([scrambled])
-    assert "lines read: 1 (missing title 1)." in error([array])
-    assert "lines read: 0." in error([empty])
+    assert "no field for the title and the content among none" in error([array])
+    assert "There is nothing in it" in error([empty])
     assert "must not be negative" in error([good], val_share=float("nan"))
     assert "must not be negative" in error([good], val_share=0.5, test_share=0.5)
     assert "at least 1" in error([good], min_content_chars=0)
