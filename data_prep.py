@@ -43,9 +43,8 @@ def main() -> int:
     args = command.parse_args()
     if not args.inputs:
         command.error(
-            "which catalogue? Give a file with one JSON object a line, for example\n"
-            "  python data_prep.py trn.json.gz\n"
-            "  python data_prep.py examples/catalogue.json.gz"
+            "which catalogue? For example: python data_prep.py products.csv, or, with what comes along, "
+            "python data_prep.py examples/catalogue.json.gz"
         )
     # The parsers of HTML and mojibake take a moment to load; --help and a typo do not wait for them.
     from tqdm import tqdm

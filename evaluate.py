@@ -11,7 +11,8 @@ bases side by side: as they come, and after the same few steps of train.py, each
 
 from pathlib import Path
 
-from run.cli import Parser, integer, path, run_script
+from run.cli import Parser, UsageError, integer, path, run_script
+from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 
 
 def parse(args: list[str] | None = None):
@@ -42,6 +43,11 @@ def parse(args: list[str] | None = None):
     if not options.compare and (named := [name for name in training if getattr(options, name)]):
         parser.error(f"--{named[0]} is for the training of --compare.")
     options.template, options.language = options.template or "qa", options.language or "en"
+    for given in (options.facts, options.data_dir):  # what needs no torch is said before it is loaded
+        if given and not given.exists():
+            raise UsageError(f"{given} does not exist.")
+    if not options.compare:
+        find_run(options.run, options.output_dir)
     return options
 
 
@@ -63,7 +69,6 @@ from run.config import TrainConfig, from_json
 from run.data import open_split
 from run.device import Machine, pick_machine
 from run.files import write_json
-from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.loading import load
 from text.answer import decode, stop_rule
 from text.batch import flat_batches

@@ -13,6 +13,7 @@ no pickle is ever opened here, so there it is the weights in memory that are com
 from pathlib import Path
 
 from run.cli import Parser, UsageError, path, run_script
+from run.folders import find_run, weights_of
 
 
 def parse(args: list[str] | None = None):
@@ -36,6 +37,12 @@ def parse(args: list[str] | None = None):
     if options.format != "gguf" and options.gguf_type:
         parser.error("--gguf_type does nothing without --format gguf.")
     options.dtype, options.gguf_type = options.dtype or "float32", options.gguf_type or "f16"
+    if options.to and options.to.exists():  # what needs no torch is said before it is loaded
+        raise UsageError(f"{options.to} exists. Choose another folder with --to, or delete it.")
+    if options.from_bin and not options.from_bin.is_dir():
+        raise UsageError(f"{options.from_bin} is no folder.")
+    if not options.from_bin and not options.adapter:
+        find_run(options.run, options.output_dir)
     return options
 
 
@@ -52,7 +59,6 @@ from model.load import load_model, load_tokenizer, save_model
 from model.lora import lora_layers, merge
 from model.old_weights import read_old_weights
 from run.files import whole_folder
-from run.folders import find_run, weights_of
 from run.loading import load
 from run.units import size
 from text.template import QA, Template, load_template, opening_of
@@ -70,8 +76,6 @@ class ExportDiffers(RuntimeError):
 
 
 def main(options) -> int:
-    if options.to and options.to.exists():
-        raise UsageError(f"{options.to} exists. Choose another folder with --to, or delete it.")
     if options.from_bin:
         tokenizer, model = load_tokenizer(options.from_bin), read_old_weights(options.from_bin)
         with whole_folder(options.to) as folder:

@@ -25,17 +25,21 @@ def in_utf8(file: io.BufferedReader, encoding: str | None) -> tuple[io.BufferedR
     in another encoding, what cannot be decoded becomes bytes that are not UTF-8, so that only the record they stand in
     is lost. Raises DataError for an unknown encoding.
     """
-    encoding = encoding or evident_encoding(file.peek(CHUNK_BYTES)[:CHUNK_BYTES])
+    head = file.peek(CHUNK_BYTES)[:CHUNK_BYTES]
+    encoding = encoding or evident_encoding(head)
     try:
         "".encode(encoding)  # a codec that is no text encoding (base64) is refused here
+        b"".decode(encoding, "lost")
         name = codecs.lookup(encoding).name
     except (LookupError, UnicodeError):
         raise DataError(f"There is no encoding {encoding!r}. Usual ones: utf-8, cp1252, latin-1, utf-16.") from None
     if name in ("utf-8", "utf-8-sig", "ascii"):
-        if file.peek(3).startswith(codecs.BOM_UTF8):
-            file.read(3)
+        if head.startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
         return file, "utf-8"
-    return io.BufferedReader(_Decoded(file, encoding), CHUNK_BYTES), name
+    if name in ("utf-16", "utf-32") and not head.startswith(tuple(MARKS)):  # which its decoder insists on
+        name = found if (found := evident_encoding(head)).startswith(name) else f"{name}-le"
+    return io.BufferedReader(_Decoded(file, name), CHUNK_BYTES), name
 
 
 def evident_encoding(head: bytes) -> str:
@@ -65,10 +69,13 @@ class _Decoded(io.RawIOBase):
 
     @staticmethod
     def _decoded(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
-        decoder = codecs.getincrementaldecoder(encoding)("lost")
-        for chunk in iter(partial(file.read, CHUNK_BYTES), b""):
-            yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
-        yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+        try:
+            decoder = codecs.getincrementaldecoder(encoding)("lost")
+            for chunk in iter(partial(file.read, CHUNK_BYTES), b""):
+                yield decoder.decode(chunk).encode("utf-8", "surrogatepass")
+            yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+        except (UnicodeError, LookupError, TypeError) as error:  # codecs that pass no error on, or are half a one
+            raise DataError(f"The text is not {encoding} ({error}). Try another --encoding.") from None
 
     def readable(self) -> bool:
         return True

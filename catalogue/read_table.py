@@ -119,7 +119,7 @@ def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
             row = None
         is_one_line = row is not None and len(lines.taken) == 1
         has_escapes = any(escaped in line for line in lines.taken)
-        if not (is_one_line and not has_escapes) and not _is_sound(row, lines.taken, columns * has_escapes, dialect):
+        if not (is_one_line and not has_escapes) and not _is_sound(row, lines.taken, columns, dialect):
             if has_escapes and (found := _row_of(lines, other, columns)):
                 row = found
             elif not is_one_line:
@@ -148,8 +148,8 @@ def _row_of(lines: _Lines, dialect: dict, columns: int) -> list[str] | None:
 
 def _is_sound(row: list[str] | None, lines: list[str], columns: int, dialect: dict) -> bool:
     """Whether a row has its quotes on purpose: nothing stands behind one that closes a cell, and what is in it is not
-    rows of the table. `columns` of the table, 0: it need not have as many."""
-    if row is None or (columns and len(row) != columns):
+    rows of the table; nor has it more than the `columns` of the table (0: not known yet)."""
+    if row is None or (columns and len(row) > columns):
         return False
     try:
         list(csv.reader(lines, **dialect, strict=True))

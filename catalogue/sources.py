@@ -93,11 +93,12 @@ def _unpacked_name(name: str) -> str:
 
 
 def _catalogues(where: str, names: list[str], say: Say) -> list[int]:
-    """The places of those `names`, with / between folders, that are catalogues or archives of them: LF-Amazon's `trn`
+    """The places of those `names` that are catalogues or archives of them: LF-Amazon's `trn`
     alone where there is one. Says which are left alone.
 
     Raises DataError, which says `where`, when there is none.
     """
+    names = [name.replace("\\", "/") for name in names]
     by_name = sorted(range(len(names)), key=names.__getitem__)
     visible = [i for i in by_name if not any(p[0] in "._" and p != ".." for p in PurePosixPath(names[i]).parts)]
     found = [i for i in visible if _unpacked_name(names[i].lower()).endswith((*SUFFIXES, *ARCHIVES))]

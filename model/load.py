@@ -154,6 +154,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         return load_tokenizer(adapter_base(name))
     with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer("a")  # a setting of the wrong type shows only here
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:  # BERT's [CLS] text [SEP]
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
     if not tokenizer.is_fast or tokenizer.eos_token_id is None:
@@ -225,7 +226,7 @@ def loading(name: str | Path) -> Iterator[None]:
                 reason = "its weights are a pickle, an older format that training never opens."
                 advice = f"Convert it once: python export.py --from_bin {name} --to FOLDER"
         raise ModelUnavailable(
-            f"The model {name} cannot be loaded: {reason}\n{advice}. Without any download: --model pocket."
+            f"The model {name} cannot be loaded: {reason.rstrip('.')}. {advice}. Without any download: --model pocket."
         ) from error
 
 

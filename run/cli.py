@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from run.terminal import take_over_streams
+from run.terminal import one_line, take_over_streams
 
 LOST_RANK = (
     "Another process of this run has ended, so this one ends too. The reason is in its own output above; "
@@ -26,6 +26,7 @@ ENVIRONMENT = 3
 OUT_OF_MEMORY = 4
 DISK = 6
 INTERRUPTED = 130
+MOST_CHARS = 1000  # of an error; a name in it may be longer
 MOST = 2**53  # of a number without a limit of its own: up to here a float counts whole numbers
 
 # On Windows the Fortran runtime in numpy's and torch's MKL ends the process at Ctrl-C, before Python hears of it. It
@@ -53,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         if args is None:  # the real command line: from here on libraries are imported, which takes seconds
             take_over_streams()
-        sys.excepthook = _end_quietly_on_interrupt
+        sys.excepthook = _end_in_a_sentence
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -61,14 +62,15 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\nAll options: python {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {sentence(message)}\nAll options: python {self.prog} --help\n")
 
 
-def _end_quietly_on_interrupt(kind, error, traceback) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        return sys.__excepthook__(kind, error, traceback)
-    print("\nInterrupted.", file=sys.stderr)
-    os._exit(INTERRUPTED)
+def _end_in_a_sentence(kind: type, error: BaseException, where) -> None:
+    """The hook for what is raised outside of `run_script`: by what a script checks before it imports torch."""
+    if (code := _said(error)) is None:
+        return sys.__excepthook__(kind, error, where)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def underscored(arg: str) -> str:
@@ -107,6 +109,10 @@ def path(text: str) -> Path:
     """For `add_argument(type=)`: "" is no path, though to `Path` it is the folder one is in, as with an unset $NAME."""
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty.")
+    try:
+        Path(text).exists()
+    except (OSError, ValueError) as error:  # too long, a NUL in it
+        raise argparse.ArgumentTypeError(f"{text} is no path ({getattr(error, 'strerror', None) or error}).") from None
     return Path(text)
 
 
@@ -126,27 +132,13 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
     try:
         code = main(*args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        code = INTERRUPTED
-    except Exception as error:
-        if hasattr(error, "exit_code"):
-            code = error.exit_code
-            print(error, file=sys.stderr)
-        elif type(error).__name__ == "OutOfMemoryError":  # torch's, where nothing can be done again with less
-            code = OUT_OF_MEMORY
-            print(f"Out of memory ({error}). The last checkpoint is whole. Close other programs.", file=sys.stderr)
-        elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):  # in the middle of a sharded model
-            code = ENVIRONMENT
-            print(LOST_RANK, file=sys.stderr)
-        elif isinstance(error, OSError):
-            code = DISK
-            print(f"{error.filename or 'Disk'}: {error.strerror or error}. {_disk_advice(error)}", file=sys.stderr)
-        elif "TORCHELASTIC_RUN_ID" in os.environ:
+    except (Exception, KeyboardInterrupt) as error:
+        code = _said(error)
+        if code is None and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise
+        if code is None:
             code = 1
             traceback.print_exc()
-        else:
-            raise
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # Under torchrun nothing is taken down: gloo's threads want the interpreter for their last tensors while
         # their destructor, which holds it, waits for them (seen in torch 2.13, one exit in three).
@@ -154,6 +146,31 @@ def run_script(main: Callable[..., int | None], *args) -> NoReturn:
         sys.stderr.flush()
         os._exit(code or 0)
     sys.exit(code or 0)
+
+
+def _said(error: BaseException) -> int | None:
+    """Print what `error` means to the user; the exit code. None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        said, code = "\nInterrupted.", INTERRUPTED
+    elif hasattr(error, "exit_code"):
+        said, code = sentence(error), error.exit_code
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, where nothing can be done again with less
+        said, code = f"Out of memory ({error}). The last checkpoint is whole. Close other programs.", OUT_OF_MEMORY
+    elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):  # in the middle of a sharded model
+        said, code = LOST_RANK, ENVIRONMENT
+    elif isinstance(error, OSError):
+        what, why = sentence(error.filename or "Disk"), error.strerror or error
+        said, code = f"{what}: {why}. {_disk_advice(error)}", DISK
+    else:
+        return None
+    print(said, file=sys.stderr)
+    return code
+
+
+def sentence(error: object) -> str:
+    """What is said of an error: one line, whatever names from outside are in it, with the beginning and the end."""
+    said = one_line(error)
+    return said if len(said) <= MOST_CHARS else f"{said[: MOST_CHARS - 300]} ... {said[-300:]}"
 
 
 def _disk_advice(error: OSError) -> str:

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
 from run.cli import Parser, UsageError, check_number, did_you_mean
+from run.folders import run_of
 
 NEWEST = ""  # what --resume without a value means
 
@@ -173,9 +174,20 @@ def parse_train(args: list[str] | None = None) -> Command:
             given["run_name"]
         ):  # a run that is there has its own
             raise UsageError(f"run_name: {given['run_name'][:60]!r} cannot be the name of a folder on every system.")
-        return Command(TrainConfig(**given), given, asked["resume_from_checkpoint"], asked["dry_run"])
+        command = Command(TrainConfig(**given), given, asked["resume_from_checkpoint"], asked["dry_run"])
+        if args is None:  # the real command line: what needs no torch is said before it is loaded
+            _check_what_is_there(command)
+        return command
     except UsageError as error:
         parser.error(str(error))
+
+
+def _check_what_is_there(command: Command) -> None:
+    if command.resume is not None:
+        run_of(command.resume, Path(command.config.output_dir))
+    folder = command.given.get("data_dir", "data")
+    if folder != "data" and not Path(folder).is_dir():
+        raise UsageError(f"There is no folder {folder}. Make it: python data_prep.py FILE --output_dir {folder}")
 
 
 def read_recipe(path: Path) -> dict:

@@ -74,6 +74,6 @@ class Samples:
     def before_and_after(self, after: dict[str, str]) -> str:
         """For the screen; "" without titles. The answers from before are the ones that the run's folder holds."""
         before = read_json(self.session.folder / "before.json")
-        before = before if isinstance(before, dict) else {}
+        before = {title: str(text) for title, text in before.items()} if isinstance(before, dict) else {}
         heading = " Titles of the test split:\n" if self.titles else ""
         return heading + before_and_after(self.titles, before, after)

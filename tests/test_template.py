@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from kinds import TOKENIZERS, folder_of
 
 from model.load import load_tokenizer
+from text import chat_template
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
+from text.chat_template import rendered
 from text.errors import DataError
 from text.question import held_out_questions, language_of, question_for, with_questions
 from text.template import QA, TEMPLATES, choose_template, fit_tokenizer, load_template, opening_of, special_tokens
@@ -259,6 +261,35 @@ def test_a_template_that_is_not_there_is_a_sentence(tokenizers):
         choose_template("qq")
     with pytest.raises(DataError, match="no chat template"):
         choose_template("hf", tokenizer=load_tokenizer(tokenizers["gpt2"]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_a_chat_template_is_rendered_as_transformers_renders_it(tokenizers, kind):
+    tokenizer = load_tokenizer(tokenizers[kind])
+    chats = [([{"role": "user", "content": NASTY}], opens) for opens in (True, False)]
+    expected = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=opens) for c, opens in chats]
+    assert rendered(tokenizer, chats) == expected
+
+
+@pytest.mark.parametrize("hostile", [
+    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "{{ 'x' * 10**10 }}",
+    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{{ '%9999999999d' % 1 }}",
+    "{{ 9 ** 9 ** 9 }}",
+    "{{ raise_exception('\x1b[31mno') }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "{{ messages[0].content.__class__.__mro__ }}",
+    "{{ x.y.z }}",
+    "{% if",
+])  # fmt: skip
+def test_a_hostile_chat_template_is_a_sentence(tokenizers, monkeypatch, hostile):
+    monkeypatch.setattr(chat_template, "SECONDS", 4)
+    tokenizer = load_tokenizer(tokenizers["llama"])
+    tokenizer.chat_template = hostile
+    with pytest.raises(DataError, match="chat template of this model .*choose") as error:
+        choose_template("hf", tokenizer=tokenizer)
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 500
 
 
 def test_the_chat_template_says_the_same_to_other_programs(tokenizer):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from text.chat_template import rendered
 from text.errors import DataError
 from text.question import HELD_OUT_QUESTION, QUESTIONS
 
@@ -134,13 +135,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase | None) -> Template:
         raise DataError("This model brings no chat template: choose --template qa, inst or chat.")
     title, content = "TITLE-5f3b", "CONTENT-9c1e"  # placeholders that no template contains
     user, assistant = {"role": "user", "content": title}, {"role": "assistant", "content": content}
-    try:
-        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([user, assistant], tokenize=False)
-    except Exception as error:  # Jinja's own errors, and whatever a template raises
-        raise DataError(
-            f"The chat template of this model fails ({error}): choose --template qa, inst or chat."
-        ) from None
+    prompt, whole = rendered(tokenizer, [([user], True), ([user, assistant], False)])
     answer, _, after = whole.removeprefix(prompt).partition(content)
     if not whole.startswith(prompt) or prompt.count(title) != 1 or whole.count(content) != 1:
         raise DataError("The chat template of this model cannot be cut in a prompt and an answer: choose another one.")
