@@ -18,6 +18,9 @@ from torch.nn.grad import conv2d_weight
 from transformers.pytorch_utils import Conv1D
 
 FEWEST_ROWS = 256  # below, oneDNN has too little to share out among the threads, and MKL is as fast
+# Of a matrix; below, the kernel that oneDNN compiles for each new shape costs what it saves. Those kernels, half a
+# megabyte each, also come to lie among blocks that a step frees, which then no longer join: the process grows.
+FEWEST_WEIGHTS = 2**19
 SUMMED_ROWS = 16  # its kernel for a product that sums over the rows is four times slower when they are no multiple
 
 
@@ -29,9 +32,11 @@ def onednn_is_faster() -> bool:
     return "AuthenticAMD" in vendor and has_avx512 and torch.backends.mkldnn.is_available()
 
 
-def by_onednn(a: Tensor) -> bool:
-    """Whether a product with `a` goes to oneDNN; not those of a few rows, nor half precision, nor on a GPU."""
-    return a.device.type == "cpu" and a.dtype == torch.float32 and len(a) >= FEWEST_ROWS and onednn_is_faster()
+def by_onednn(a: Tensor, columns: int) -> bool:
+    """Whether a product of `a` (rows, k) with `columns` others goes to oneDNN; not those of a few rows or of a small
+    matrix, (k, columns), nor half precision, nor on a GPU."""
+    is_large = len(a) >= FEWEST_ROWS and a.shape[1] * columns >= FEWEST_WEIGHTS
+    return is_large and a.device.type == "cpu" and a.dtype == torch.float32 and onednn_is_faster()
 
 
 def as_image(rows: Tensor) -> Tensor:
@@ -41,14 +46,14 @@ def as_image(rows: Tensor) -> Tensor:
 
 def times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """`a` (m, k) times the transpose of `b` (n, k), plus `bias` (n,) -> (m, n)."""
-    if not by_onednn(a):
+    if not by_onednn(a, len(b)):
         return F.linear(a, b, bias)
     return F.conv2d(as_image(a), b[:, :, None, None], bias).permute(0, 2, 3, 1).view(len(a), -1)
 
 
 def transposed_times(a: Tensor, b: Tensor) -> Tensor:
     """The transpose of `a` (m, k) times `b` (m, n) -> (k, n)."""
-    if not by_onednn(a):
+    if not by_onednn(a, b.shape[1]):
         return a.T @ b
     most = len(a) // SUMMED_ROWS * SUMMED_ROWS
     kernel = (a.shape[1], b.shape[1], 1, 1)
@@ -81,7 +86,7 @@ class OneDnnProduct(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x` (..., in), `weight` (out, in) -> (..., out), as `torch.nn.functional.linear`."""
     rows = x.reshape(-1, x.shape[-1])
-    if not by_onednn(rows) or torch.is_autocast_enabled("cpu"):
+    if not by_onednn(rows, len(weight)) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     return OneDnnProduct.apply(rows, weight, bias).view(*x.shape[:-1], -1)
 

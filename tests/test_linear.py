@@ -17,6 +17,16 @@ def onednn_wanted(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(ours, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(ours, "FEWEST_WEIGHTS", 1)
+
+
+def test_small_matrices_have_no_compiled_kernels(monkeypatch):
+    """One for each new shape: they made the process of a small model grow."""
+    monkeypatch.undo()
+    monkeypatch.setattr(ours, "onednn_is_faster", lambda: True)
+    x = torch.randn(1003, 192)
+    assert not ours.by_onednn(x, 768) and not ours.by_onednn(x, 2048)  # of pocket: its widest layer, a tile of its head
+    assert ours.by_onednn(torch.randn(1003, 768), 768)  # the smallest of DistilGPT-2
 
 
 @pytest.mark.parametrize("rows", [255, 256, 257, 300, 1003])  # below, at and above the fewest; no multiple of anything
