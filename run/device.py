@@ -4,8 +4,9 @@ import ctypes
 import platform
 import shutil
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -81,12 +82,32 @@ def why_no_cuda() -> str:
     return ""
 
 
+def held_memory(device: torch.device) -> int:
+    """Bytes, now: on CUDA those of tensors, else what this process holds in RAM, as `top` and task managers show it."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def begin_peak(device: torch.device) -> None:
+    """From here on `peak_memory` is that of what follows. macOS and Windows cannot: there it is the process's life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):  # a /proc that cannot be written: the whole life here too
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: resets the high-water mark
+
+
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most that tensors took at once, else the most that this process held in RAM."""
+    """Bytes: on CUDA the most that tensors took at once, else the most that this process held in RAM.
+
+    Since `begin_peak`, where that can be.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
+    if sys.platform == "linux":  # not ru_maxrss: a process inherits that of the one that started it
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     import resource  # not there on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

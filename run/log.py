@@ -27,7 +27,7 @@ def progress_line(entry: dict, total_steps: int, width: int | None = None) -> st
         f"lr {entry['learning_rate']:.1e}",
         f"{short(entry['answer_tokens_per_second'])} answer tokens/s",
         f"ETA {clock(entry['eta_seconds'])}",
-        f"peak {size(entry['peak_memory_bytes'])}",
+        f"peak {size(entry['peak_memory_bytes'])}, {size(entry['memory_before_training_bytes'])} before training",
     ]
     width = width or shutil.get_terminal_size((120, 24)).columns
     line = parts[0]
@@ -83,7 +83,7 @@ class MetricLogger:
     """metrics.jsonl, the progress bar and the line on the screen. Every rank makes the entries, rank 0 writes them."""
 
     def __init__(self, state: TrainState, plan, run: Path, device: torch.device, stopwatch: Stopwatch, ranks):
-        """`plan`: with `total_steps`, `epoch_steps` and `learning_rate_at(step)`."""
+        """`plan`: with `total_steps`, `epoch_steps`, `held_before` and `learning_rate_at(step)`."""
         self.state, self.plan, self.device, self.stopwatch = state, plan, device, stopwatch
         self.begun_at, self.is_main = state.step, ranks.is_main
         self.file = MetricsFile(run / "metrics.jsonl", resumed_at=state.step) if ranks.is_main else None
@@ -101,6 +101,7 @@ class MetricLogger:
         state, plan = self.state, self.plan
         loss_sum, supervised = state.loss_sum.item(), state.supervised.item()
         seconds, waited = self.stopwatch.lap()
+        peak = peak_memory(self.device)
         return {
             "step": state.step,
             "epoch": state.step / plan.epoch_steps,
@@ -113,7 +114,10 @@ class MetricLogger:
             "eta_seconds": eta_seconds(
                 state.step - self.begun_at, plan.total_steps - self.begun_at, self.stopwatch.total
             ),
-            "peak_memory_bytes": peak_memory(self.device),
+            # On a CPU of the whole process, on CUDA of tensors.
+            "memory_before_training_bytes": self.plan.held_before,
+            "peak_memory_bytes": peak,
+            "training_adds_bytes": peak - self.plan.held_before,
         }
 
     def write(self, entry: dict) -> None:

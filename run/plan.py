@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from run.cli import UsageError
 from run.config import TrainConfig
 from run.data import Data
+from run.device import begin_peak, held_memory
 from run.files import check_free_space
 from run.folders import step_of
 from run.memory import MemoryPlan, free_memory, plan_memory, stay_on_the_card
@@ -42,6 +43,7 @@ class TrainPlan:
     micro_batch_tokens: int
     val_records: int
     rows: list[tuple[str, str]]  # for the screen
+    held_before: int  # bytes before training: on a CPU by the whole process, on CUDA by tensors
 
     def learning_rate_at(self, step: int) -> float:
         """Of optimizer step `step`, counted from 0."""
@@ -82,13 +84,14 @@ def measure_memory(session: Session, model: PreTrainedModel, loss_fn: Callable) 
 
 
 def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Encoder, memory: MemoryPlan) -> TrainPlan:
-    """Reads the free memory and the free disk.
+    """Reads the free memory and the free disk. The peak of memory counts from here.
 
     Raises `OutOfMemory` or `DiskFull` when they do not suffice, `UsageError` when nothing could be learned: the run is
     past its last step already, or no answer has room in `--max_length`.
     """
     config, device, train = session.config, session.machine.device, data.train
-    available = free_memory(device)
+    available, held = free_memory(device), held_memory(device)
+    begin_peak(device)  # what the log calls peak is that of training, not of what loading took
     stay_on_the_card(device)
     step_tokens = config.records_per_step * config.max_length
     fitting = memory.largest_micro_batch(available, config.max_length, at_most=step_tokens)
@@ -118,6 +121,7 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         ("tokens", f"about {short(tokens)} in all"),
         ("learning rate", f"{rise}{config.learning_rate:.1e} at step {warmup_steps + 1:,}, then down to 0"),
         *memory.rows(micro_batch_tokens, step_tokens, available),
+        *([memory.process_row(held, micro_batch_tokens, step_tokens)] if device.type == "cpu" else []),
         ("checkpoint", f"{size(disk)}, {size(free_disk)} free on the disk"),
     ]
     if session.weights is None:
@@ -125,7 +129,7 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         rows.append(("first loss", f"about {math.log(vocabulary):.2f} = ln {vocabulary:,}: every token as likely"))
     if session.machine.hint:
         rows.append(("note", session.machine.hint))
-    return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows)
+    return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows, held)
 
 
 def disk_needed(checkpoint: int, config: TrainConfig) -> int:

@@ -48,6 +48,7 @@ ENTRY = {
     "learning_rate": 1e-3,
     "answer_tokens_per_second": 5400.0,
     "eta_seconds": 61.0,
+    "memory_before_training_bytes": 450 * 2**20,
     "peak_memory_bytes": 600 * 2**20,
 }
 
@@ -55,7 +56,8 @@ ENTRY = {
 def test_the_progress_line_has_every_part():
     line = progress_line(ENTRY, 200, width=200)
     assert line == (
-        "step  50/200  25%  loss 1.2500  val 1.5000  lr 1.0e-03  5.4k answer tokens/s  ETA 1:01  peak 600 MB"
+        "step  50/200  25%  loss 1.2500  val 1.5000  lr 1.0e-03  5.4k answer tokens/s  ETA 1:01  "
+        "peak 600 MB, 450 MB before training"
     )
 
 
@@ -86,7 +88,7 @@ def test_waiting_is_told_from_computing(monkeypatch):
 def test_what_comes_before_the_loop_is_no_time_of_training(tmp_path, monkeypatch):
     now = iter([0.0, 60.0, 60.0, 61.0, 64.0])  # made; the loop begins; a batch is awaited; it is there; the entry
     monkeypatch.setattr("run.log.time.perf_counter", lambda: next(now))
-    plan = SimpleNamespace(total_steps=4, epoch_steps=2, learning_rate_at=lambda step: 0.1)
+    plan = SimpleNamespace(total_steps=4, epoch_steps=2, held_before=2**20, learning_rate_at=lambda step: 0.1)
     state, stopwatch = TrainState.new(torch.device("cpu")), Stopwatch()
     metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), stopwatch, Ranks())
     for _ in metrics.progress_bar(["a batch"]):
@@ -98,13 +100,15 @@ def test_what_comes_before_the_loop_is_no_time_of_training(tmp_path, monkeypatch
 
 def test_an_entry_has_the_mean_over_the_tokens_since_the_entry_before(tmp_path, capsys):
     """Without the steps whose loss is not finite: they changed nothing."""
-    plan = SimpleNamespace(total_steps=4, epoch_steps=2, learning_rate_at=lambda step: step / 10)
+    plan = SimpleNamespace(total_steps=4, epoch_steps=2, held_before=2**20, learning_rate_at=lambda step: step / 10)
     state = TrainState.new(torch.device("cpu"))
     metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), Stopwatch(), Ranks())
     for loss_sum, supervised in ((6.0, 3), (math.nan, 5), (4.0, 1)):
         state.count(torch.tensor(loss_sum, dtype=torch.float64), supervised)
     first = metrics.entry(torch.tensor(0.5))
     assert (first["step"], first["epoch"], first["loss"], first["grad_norm"]) == (3, 1.5, 10 / 4, 0.5)
+    assert first["memory_before_training_bytes"] == 2**20  # what the plan has said
+    assert first["training_adds_bytes"] == first["peak_memory_bytes"] - 2**20
     assert first["learning_rate"] == 0.2  # of the step that is done: the third
     metrics.write(first)
     state.count(torch.tensor(2.0, dtype=torch.float64), 1)

@@ -1,7 +1,9 @@
 """The plan against what tensors really take, and recovery from an out-of-memory error."""
 
+import ctypes
 import gc
 import io
+import sys
 import weakref
 
 import pytest
@@ -14,7 +16,7 @@ from model.linear import use_onednn
 from model.lora import Lora, round_frozen, wrap
 from model.loss import summed_loss
 from run.cli import run_script
-from run.device import pick_machine
+from run.device import begin_peak, held_memory, peak_memory, pick_machine
 from run.files import verify
 from run.memory import MemoryPlan, OutOfMemory, TensorAccounting, plan_memory
 from run.micro_batch import MicroBatcher, smaller_micro_batch, with_less_when_full
@@ -83,6 +85,27 @@ def test_the_table_adds_up():
     big = MemoryPlan(*(2**30 * n for n in (1, 2, 4, 1, 1, 1)), 2**30 / 10, 0.0)
     first, *parts = big.rows(10, step_tokens=20, free=0)
     assert float(first[1].split()[0]) == sum(float(value.split()[0]) for _, value in parts) == 1 + 2 + 4 + 3
+
+
+def test_the_process_and_what_training_adds_are_told_apart():
+    big = MemoryPlan(*(2**30 * n for n in (1, 2, 4, 1, 1, 1)), 2**30 / 10, 0.0)
+    expected = "7.00 GB before training, which adds 9.00 GB of tensors at most"  # the weights are among the 7
+    assert big.process_row(7 * 2**30, 10, step_tokens=20) == ("process", expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the whole process's life")
+def test_the_peak_is_of_training_and_not_of_what_came_before():
+    device = torch.device("cpu")
+    block = torch.ones(2**26)  # 256 MB
+    del block
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    begin_peak(device)
+    before = held_memory(device)
+    assert peak_memory(device) < before + 2**26
+    block = torch.ones(2**25)  # 128 MB
+    del block
+    assert before + 2**26 < peak_memory(device) < before + 2**28
 
 
 def test_a_validation_that_does_not_fit_is_done_in_smaller_pieces():
