@@ -64,11 +64,27 @@ def keep_freed_memory(device: torch.device) -> None:
 
     Each step takes and frees the same blocks. Given back, they come again as fresh pages, one fault for each 4 KB.
     """
-    if device.type == "cpu" and sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc, trim_threshold, mmap_threshold = ctypes.CDLL(None), -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        # Older ones refuse more than 32 MB, and must not be told half of it: either call ends their own adaptation.
-        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):
-            libc.mallopt(trim_threshold, 2**31 - 1)
+    libc = _glibc(device)
+    # Older ones refuse more than 32 MB, and must not be told half of it: either call ends their own adaptation.
+    if libc and (libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(M_MMAP_THRESHOLD, 2**25)):
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory(device: torch.device) -> None:
+    """The end of `keep_freed_memory`: blocks of 8 MB and more come from the system and go back to it, at a sixth of the
+    speed; the process then stays at one size. For when what is kept lies in too many pieces."""
+    if libc := _glibc(device):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**23)
+        libc.malloc_trim(0)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def _glibc(device: torch.device) -> ctypes.CDLL | None:
+    """The C library, where the memory of `device` is its business."""
+    is_here = device.type == "cpu" and sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    return ctypes.CDLL(None) if is_here else None
 
 
 def why_no_cuda() -> str:

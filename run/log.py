@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from run.device import peak_memory
+from run.device import give_back_freed_memory, peak_memory
 from run.metrics import MetricsFile
 from run.state import TrainState
 from run.units import clock, eta_seconds, short, size
+
+MOST_OVER_PLAN = 1.25  # of the process, before what was freed is given back, which costs speed
 
 
 def progress_line(entry: dict, total_steps: int, width: int | None = None) -> str:
@@ -83,7 +85,7 @@ class MetricLogger:
     """metrics.jsonl, the progress bar and the line on the screen. Every rank makes the entries, rank 0 writes them."""
 
     def __init__(self, state: TrainState, plan, run: Path, device: torch.device, stopwatch: Stopwatch, ranks):
-        """`plan`: with `total_steps`, `epoch_steps`, `held_before` and `learning_rate_at(step)`."""
+        """`plan`: with `total_steps`, `epoch_steps`, `held_before`, `adds` and `learning_rate_at(step)`."""
         self.state, self.plan, self.device, self.stopwatch = state, plan, device, stopwatch
         self.begun_at, self.is_main = state.step, ranks.is_main
         self.file = MetricsFile(run / "metrics.jsonl", resumed_at=state.step) if ranks.is_main else None
@@ -102,6 +104,8 @@ class MetricLogger:
         loss_sum, supervised = state.loss_sum.item(), state.supervised.item()
         seconds, waited = self.stopwatch.lap()
         peak = peak_memory(self.device)
+        if peak > MOST_OVER_PLAN * (plan.held_before + plan.adds):
+            give_back_freed_memory(self.device)
         return {
             "step": state.step,
             "epoch": state.step / plan.epoch_steps,

@@ -70,10 +70,14 @@ class MemoryPlan:
             ("  activations", f"{gigabytes(passing)}, {micro_batch_tokens:,} tokens at a time, and a chunk of logits"),
         ]
 
+    def adds(self, micro_batch_tokens: int, step_tokens: int) -> int:
+        """Bytes that training takes at most beside the weights, which are there before it."""
+        return self.peak(micro_batch_tokens, micro_batch_tokens < step_tokens) - self.weights
+
     def process_row(self, held: int, micro_batch_tokens: int, step_tokens: int) -> tuple[str, str]:
         """For a CPU: what the system shows before training, `held` bytes, the weights among them; and what comes."""
-        adds = self.peak(micro_batch_tokens, micro_batch_tokens < step_tokens) - self.weights
-        return "process", f"{gigabytes(held)} before training, which adds {gigabytes(adds)} of tensors at most"
+        adds = gigabytes(self.adds(micro_batch_tokens, step_tokens))
+        return "process", f"{gigabytes(held)} before training, which adds {adds} of tensors at most"
 
     def room(self, free: int) -> int:
         """Bytes that a step may take when `free` are free beside the weights that are there already."""

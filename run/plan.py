@@ -44,6 +44,7 @@ class TrainPlan:
     val_records: int
     rows: list[tuple[str, str]]  # for the screen
     held_before: int  # bytes before training: on a CPU by the whole process, on CUDA by tensors
+    adds: int  # bytes that training takes beside them, at most
 
     def learning_rate_at(self, step: int) -> float:
         """Of optimizer step `step`, counted from 0."""
@@ -129,7 +130,8 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         rows.append(("first loss", f"about {math.log(vocabulary):.2f} = ln {vocabulary:,}: every token as likely"))
     if session.machine.hint:
         rows.append(("note", session.machine.hint))
-    return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows, held)
+    adds = memory.adds(micro_batch_tokens, step_tokens)
+    return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows, held, adds)
 
 
 def disk_needed(checkpoint: int, config: TrainConfig) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from run.device import give_back_freed_memory, keep_freed_memory
 from run.log import MetricLogger, Stopwatch, progress_line
 from run.metrics import MetricsFile
 from run.plan import learning_rate_at
@@ -28,6 +29,12 @@ def test_the_learning_rate_is_that_of_transformers(name, reference, warmup):
         assert learning_rate_at(step, 40, warmup, 0.3, name) == pytest.approx(expected, abs=1e-12)
         optimizer.step()
         schedule.step()
+
+
+def plan_with(learning_rate_at, adds: int = 2**40) -> SimpleNamespace:
+    return SimpleNamespace(
+        total_steps=4, epoch_steps=2, held_before=2**20, adds=adds, learning_rate_at=learning_rate_at
+    )
 
 
 def test_eta():
@@ -88,7 +95,9 @@ def test_waiting_is_told_from_computing(monkeypatch):
 def test_what_comes_before_the_loop_is_no_time_of_training(tmp_path, monkeypatch):
     now = iter([0.0, 60.0, 60.0, 61.0, 64.0])  # made; the loop begins; a batch is awaited; it is there; the entry
     monkeypatch.setattr("run.log.time.perf_counter", lambda: next(now))
-    plan = SimpleNamespace(total_steps=4, epoch_steps=2, held_before=2**20, learning_rate_at=lambda step: 0.1)
+    plan = SimpleNamespace(
+        total_steps=4, epoch_steps=2, held_before=2**20, adds=2**40, learning_rate_at=lambda step: 0.1
+    )
     state, stopwatch = TrainState.new(torch.device("cpu")), Stopwatch()
     metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), stopwatch, Ranks())
     for _ in metrics.progress_bar(["a batch"]):
@@ -100,7 +109,9 @@ def test_what_comes_before_the_loop_is_no_time_of_training(tmp_path, monkeypatch
 
 def test_an_entry_has_the_mean_over_the_tokens_since_the_entry_before(tmp_path, capsys):
     """Without the steps whose loss is not finite: they changed nothing."""
-    plan = SimpleNamespace(total_steps=4, epoch_steps=2, held_before=2**20, learning_rate_at=lambda step: step / 10)
+    plan = SimpleNamespace(
+        total_steps=4, epoch_steps=2, held_before=2**20, adds=2**40, learning_rate_at=lambda step: step / 10
+    )
     state = TrainState.new(torch.device("cpu"))
     metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), Stopwatch(), Ranks())
     for loss_sum, supervised in ((6.0, 3), (math.nan, 5), (4.0, 1)):
@@ -115,3 +126,25 @@ def test_an_entry_has_the_mean_over_the_tokens_since_the_entry_before(tmp_path, 
     assert metrics.entry(torch.tensor(0.5))["loss"] == 2.0
     assert "loss 2.5000" in capsys.readouterr().out
     assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))["loss"] == 2.5
+
+
+@pytest.mark.parametrize("planned, gives_back", [(2**40, False), (0, True)])
+def test_a_process_that_grows_beyond_its_plan_gives_back_what_was_freed(tmp_path, monkeypatch, planned, gives_back):
+    called = []
+    monkeypatch.setattr("run.log.give_back_freed_memory", called.append)
+    plan = plan_with(lambda step: 0.1, adds=planned)
+    state, stopwatch = TrainState.new(torch.device("cpu")), Stopwatch()
+    metrics = MetricLogger(state, plan, tmp_path, torch.device("cpu"), stopwatch, Ranks())
+    stopwatch.start()
+    state.count(torch.tensor(6.0, dtype=torch.float64), 8)
+    metrics.entry(torch.tensor(0.5))
+    assert called == [torch.device("cpu")] * gives_back
+
+
+def test_giving_back_and_keeping_change_no_number():
+    keep_freed_memory(torch.device("cpu"))
+    blocks = [torch.ones(3_000_000) for _ in range(4)]
+    del blocks[1:3]
+    give_back_freed_memory(torch.device("cpu"))
+    assert sum(block.sum().item() for block in blocks) == 6_000_000
+    keep_freed_memory(torch.device("cpu"))
