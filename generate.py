@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from catalogue.encoding import evident_encoding, looks_like_cp1252
 from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.terminal import one_line
@@ -77,12 +78,17 @@ def parse(args: list[str] | None = None):
 
 
 def read_titles(file: Path) -> list[str]:
-    """Raises `UsageError` when the file cannot be read, or is not UTF-8."""
+    """UTF-8, UTF-16, or what looks like cp1252, which is said. Raises `UsageError` when the file cannot be read."""
     try:
-        return lines_of(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 text ({error.reason}): save it so."
-        raise UsageError(f"{one_line(file)} cannot be read: {reason}") from None
+        raw = file.read_bytes()
+        return lines_of(raw.decode(evident_encoding(raw)))
+    except UnicodeDecodeError as error:
+        if not looks_like_cp1252(raw):
+            raise UsageError(f"{file} cannot be read: it is no UTF-8 text ({error.reason}): save it so.") from None
+        print(f"{file} is no UTF-8: read as cp1252.", file=sys.stderr)
+        return lines_of(raw.decode("cp1252"))
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def lines_of(text: str) -> list[str]:
@@ -232,9 +238,12 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
                 numbers = f", /1 to /{len(adapters)} (adapters)" if len(adapters) > 1 else ""
                 print(f"{title.split()[0]} is no command; there are /sources{numbers} and sair.", file=sys.stderr)
                 continue
-            for _ in range(copies if title else 0):
-                answer_aloud(model, encoder, title, sampling, asked, sources)
-                asked += 1
+            try:
+                for _ in range(copies if title else 0):
+                    answer_aloud(model, encoder, title, sampling, asked, sources)
+                    asked += 1
+            except KeyboardInterrupt:  # of this answer; at the prompt it ends the loop
+                print("\n(stopped; Ctrl-D leaves)", file=sys.stderr)
     except (EOFError, KeyboardInterrupt):
         print()
     return 0

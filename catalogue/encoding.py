@@ -10,7 +10,7 @@ from text.errors import DataError
 
 CHUNK_BYTES = 1 << 16
 MARKS = {
-    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before the next, with which it begins
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",

@@ -37,6 +37,8 @@ from catalogue.sources import Source, find_sources
 from catalogue.workers import ordered
 from text.errors import DataError
 
+MOST_REJECTS_BYTES = 1 << 24  # of rejects.jsonl: a file of noise, unpacked, would fill the disk; all are counted
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -138,7 +140,7 @@ def _write_splits(
                         examples = heapq.nsmallest(EXAMPLES, [*examples, outcome], key=attrgetter("digest"))
                     continue
                 reasons[reason] += 1
-                if reason.is_listed:
+                if reason.is_listed and rejects.tell() < MOST_REJECTS_BYTES:
                     rejects.write(json_line(_reject(block.source, number, reason, raw)))
     counts = Counts(lines, kept, reasons, as_cp1252)
     if counts.lines != counts.records + sum(counts.reasons.values()):

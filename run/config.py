@@ -63,8 +63,10 @@ class TrainConfig:
     )
     max_steps: int | None = option(None, "optimizer steps; overrides the epochs", least=1)
     # the step
-    per_device_train_batch_size: int = option(16, "records a step, times the accumulation", "--batch_size", least=1)
-    gradient_accumulation_steps: int = option(1, "multiplies the records of a step", least=1)
+    per_device_train_batch_size: int = option(
+        16, "records a step, times the accumulation", "--batch_size", least=1, most=2**16
+    )
+    gradient_accumulation_steps: int = option(1, "multiplies the records of a step", least=1, most=2**16)
     micro_batch_tokens: int | None = option(
         None, "tokens computed at once: memory and speed, and with dropout its masks; default: what fits", least=1
     )

@@ -87,8 +87,9 @@ def find_run(name: str | None, output_dir: Path = Path("checkpoints")) -> Path:
     """A run by its name or path; without a name the one that was written to last. Raises `UsageError`."""
     if name is not None:
         for run in (Path(name), output_dir / name):
-            if (run / CONFIG).is_file():
-                return run
+            with suppress(OSError):  # a name that is too long is none
+                if (run / CONFIG).is_file():
+                    return run
         raise UsageError(f"{name} is no run: there is no {Path(name) / CONFIG}. {_runs_there(output_dir)}")
     runs = runs_in(output_dir)
     if not runs:

@@ -128,6 +128,8 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
     if session.weights is None:
         vocabulary = len(encoder.tokenizer)
         rows.append(("first loss", f"about {math.log(vocabulary):.2f} = ln {vocabulary:,}: every token as likely"))
+    if session.records_per_step > len(train):
+        rows.append(("note", f"a step takes {session.records_per_step:,} records, and there are {len(train):,}"))
     if session.machine.hint:
         rows.append(("note", session.machine.hint))
     adds = memory.adds(micro_batch_tokens, step_tokens)

@@ -228,3 +228,11 @@ def test_a_damaged_member_is_a_sentence(tmp_path, packing, seed):
         prepare([path], tmp_path / "data", PLAIN)
     except DataError as error:
         assert "d.zip" in str(error) and "\n" not in str(error)
+
+
+def test_the_list_of_rejects_has_an_end_and_the_account_has_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("catalogue.prepare.MOST_REJECTS_BYTES", 5_000)
+    (tmp_path / "a.jsonl").write_text(jsonl(lines(30)) + "x\n" * 20_000, encoding="utf-8")
+    counts = prepare([tmp_path / "a.jsonl"], tmp_path / "data", PLAIN)
+    assert counts.lines == 20_030 and counts.reasons[Reason.BROKEN] == 20_000
+    assert 5_000 <= (tmp_path / "data" / "rejects.jsonl").stat().st_size < 5_300

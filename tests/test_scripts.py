@@ -1,9 +1,15 @@
 """The scripts as a person starts them: exit codes, sentences, pipes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, script, write_data
+
+import generate
+from run.cli import UsageError
 
 SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py", "export.py")
 
@@ -178,3 +184,39 @@ def test_generate_asks_with_the_training_prompt_and_prints_the_answer_alone(run,
         assert json.loads(printed)["answer"] == "Muito boa."
     else:
         assert printed == expected[way]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_titles_in_every_usual_encoding(tmp_path, encoding, capsys):
+    (tmp_path / "titles.txt").write_bytes("Caneca de aço\r\nXícara «branca»\r\n".encode(encoding))
+    assert generate.read_titles(tmp_path / "titles.txt") == ["Caneca de aço", "Xícara «branca»"]
+    assert ("read as cp1252" in capsys.readouterr().err) == (encoding == "cp1252")
+    (tmp_path / "russian.txt").write_bytes("Кружка голубая".encode("cp1251"))
+    with pytest.raises(UsageError, match="no UTF-8"):
+        generate.read_titles(tmp_path / "russian.txt")
+
+
+@pytest.mark.parametrize("command", [
+    ("train.py", "--data", "nowhere"),
+    ("train.py", "--resume", "nowhere"),
+    ("train.py", "--resume"),
+    ("train.py", "--recipe", "nowhere.toml"),
+    ("train.py", "--batch_size", "1000000000"),
+    ("generate.py", "--run", "nowhere", "--title", "mug"),
+    ("generate.py", "--titles", "nowhere.txt"),
+    ("evaluate.py",),
+    ("evaluate.py", "--run", "no\nwhere" + "x" * 3000),
+    ("evaluate.py", "--compare", "pocket", "--facts", "nowhere.json"),
+    ("evaluate.py", "--data", "nowhere"),
+    ("export.py", "--run", "nowhere"),
+    ("export.py", "--from_bin", "nowhere", "--to", "there"),
+])  # fmt: skip
+def test_what_is_not_there_is_said_before_torch_is_loaded(tmp_path, command):
+    """In one line, however long the name is and whatever stands in it."""
+    for heavy in ("torch", "transformers"):
+        (tmp_path / f"{heavy}.py").write_text("raise SystemExit('it is loaded')", encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=tmp_path, env=environment,
+                          capture_output=True, encoding="utf-8")  # fmt: skip
+    assert done.returncode == 2 and "loaded" not in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) <= 2 and len(done.stderr) < 1500

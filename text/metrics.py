@@ -43,7 +43,9 @@ def load_facts(path: Path) -> dict[str, dict]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             return json.load(file)
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"The facts in {path} cannot be read: {error}") from None
+        raise DataError(
+            f"The facts in {path} cannot be read ({error}): examples/facts.json.gz shows the form."
+        ) from None
 
 
 def fact_rates(
