@@ -94,8 +94,8 @@ def test_our_own_outputs_are_no_input(tmp_path, monkeypatch):
 
 
 @posix
-@pytest.mark.parametrize("writers", [2, 4])
-def test_several_preparations_at_once_leave_one_whole_set(tmp_path, writers):
+@pytest.mark.parametrize("writers, rounds", [(2, 3), (4, 3), pytest.param(8, 15, marks=pytest.mark.slow)])
+def test_several_preparations_at_once_leave_one_whole_set(tmp_path, writers, rounds):
     """Killed at random or not: the folder holds what somebody wrote whole, and who was told that it is ready was."""
     draw, sets = random.Random(writers), {}
     for n in range(writers):
@@ -103,7 +103,7 @@ def test_several_preparations_at_once_leave_one_whole_set(tmp_path, writers):
         prepare([tmp_path / f"{n}.jsonl"], tmp_path / f"alone{n}", PLAIN)
         sets[n] = (tmp_path / f"alone{n}" / "train.jsonl").read_bytes()
     script = [sys.executable, str(ROOT / "data_prep.py"), "--no_report", "--no_catalogue", "--no_near_duplicates"]
-    for _ in range(3):
+    for _ in range(rounds):
         processes = [
             subprocess.Popen(
                 [*script, tmp_path / f"{n}.jsonl", "--output_dir", tmp_path / "data"],
