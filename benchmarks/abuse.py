@@ -5,8 +5,8 @@
     python benchmarks/abuse.py --tree ../other        the scripts of another checkout
 
 Of each case: no traceback, no hang, nothing in the output that acts on a terminal, an error in a few lines, the exit
-code that this kind of input should have; nothing changes but the files that a command is there to write. Besides, of
-data_prep.py: the sums are right, and where it fails the older outputs are the same bytes.
+code that this kind of input should have; nothing changes but the files that a command is there to write. Of
+data_prep.py besides: the sums are right, and where it fails the older outputs are the same bytes.
 
 data_prep.py runs in a process of its own. The scripts that load torch, which takes 4 s, run in forks of this process,
 which has imported it and computed nothing: real exit codes and descriptors, so POSIX only.
@@ -68,51 +68,26 @@ class Case:
     stdin: bytes = b""
     closed: int | None = None  # a standard stream that is not there
     signal: int | None = None  # sent once outputs are being written
+    to: bytes = b"data"  # the folder that data is written to
     answers: int | None = None  # JSON lines on standard output, where it is done
 
 
-# -- values and bytes ----
+# -- values and bytes -------------------------------------------------------------------------------------------------
 
 ESCAPES = "\x1b[2J\x1b]0;PWN\x07"
 HOSTILE_TEXTS = ["", " ", ESCAPES, "\x9b31m", "a\nb\rc", "\u202eevil\u2066", "\0", "../" * 6 + "etc", "x" * 100_000]
 HOSTILE_TEXTS += [
-    "\u2028",
-    "ï¿½",
-    "<|endoftext|>",
-    "{% for i in range(9**9) %}x{% endfor %}",
-    "%s{0}{title}",
-    "-",
-    "--",
-]
+    "\u2028", "ï¿½", "<|endoftext|>", "{% for i in range(9**9) %}x{% endfor %}", "%s{0}{title}", "-",
+]  # fmt: skip
+ARGUMENTS = [text for text in HOSTILE_TEXTS if "\0" not in text]  # no argument holds a NUL
 NUMBERS = [0, -1, 1, 7, 2**31, 2**63, -(2**63), 10**30, 10**400, 1e308, 1e-320, 0.5, float("nan"), float("inf")]
 NESTED = '{"a":' * 400 + "1" + "}" * 400
 JUNK = [
-    b"",
-    b"\0",
-    b"null",
-    b"[]",
-    b"{}",
-    b"[" * 100_000,
-    b'{"a":' * 50_000,
-    b"9" * 5_000,
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-]
+    b"", b"\0", b"null", b"[]", b"{}", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b"\xff\xfe", b"\xef\xbb\xbf",
+]  # fmt: skip
 NO_NUMBERS = [
-    "nan",
-    "inf",
-    "-inf",
-    "-1",
-    "1e999",
-    "9" * 400,
-    "9" * 5000,
-    "x",
-    "",
-    "0x10",
-    "\u00bd",
-    "\x1b[31m1",
-    b"\xff1",
-]
+    "nan", "inf", "-inf", "-1", "1e999", "9" * 400, "9" * 5000, "x", "", "0x10", "\u00bd", "\x1b[31m1", b"\xff1",
+]  # fmt: skip
 ODD_NUMBERS = ["0", "1", "1_0", " 5 ", "\u0663", "1000000000000", "9007199254740992", "18446744073709551616"]
 
 
@@ -175,31 +150,12 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
+WORDS = "azul fino água açúcar blue steel mug for coffee, with a lid it’s – holds 350 ml não vai ao forno"
+
+
 def products(draw: Random, count: int, mark: str = "") -> list[dict[str, str]]:
     """Good records, no two alike."""
-    words = [
-        "azul",
-        "fino",
-        "água",
-        "açúcar",
-        "blue",
-        "steel",
-        "mug",
-        "for",
-        "coffee,",
-        "with",
-        "a",
-        "lid",
-        "it’s",
-        "–",
-        "holds",
-        "350",
-        "ml",
-        "não",
-        "vai",
-        "ao",
-        "forno",
-    ]
+    words = WORDS.split()
     return [
         {
             "title": f"Mug {mark}{i} {draw.choice(words)}",
@@ -217,7 +173,7 @@ def jsonl(draw: Random, count: int, mark: str = "") -> bytes:
     return b"".join(json_line(record, draw) + b"\n" for record in products(draw, count, mark))
 
 
-def table(draw: Random, rows: list[list[str]], line_end: str = "\n", delimiter: str = ",", **dialect) -> str:
+def table(rows: list[list[str]], line_end: str = "\n", delimiter: str = ",", **dialect) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter, lineterminator=line_end, **dialect).writerows(rows)
     return text.getvalue()
@@ -227,7 +183,7 @@ def line_count(raw: bytes) -> int:
     return raw.count(b"\n") + (not raw.endswith(b"\n") and raw != b"")
 
 
-# -- inputs of data_prep.py ----
+# -- inputs of data_prep.py -------------------------------------------------------------------------------------------
 
 QUICK = ["--no_report", "--no_catalogue", "--no_near_duplicates"]
 
@@ -242,44 +198,19 @@ def odd_json(draw: Random) -> bytes:
     digits = "9" * draw.choice([20, 308, 309, 310, 999, 4300, 4301, 5000])
     depth = draw.choice([3, 60, 900, 100_000])
     texts = [
-        digits,
-        "-" + digits,
-        digits + ".5",
-        "1e400",
-        "-1E-400",
-        "NaN",
-        "-Infinity",
-        "01",
-        "+1",
-        "1.",
-        "true",
-        "null",
-    ]
+        digits, "-" + digits, digits + ".5", "1e400", "-1E-400", "NaN", "-Infinity", "01", "+1", "1.", "true", "null",
+    ]  # fmt: skip
     texts += [
-        "[" * depth + "]" * depth,
-        '{"a":' * depth + "1" + "}" * depth,
-        '["a", 1, null, [2], {}]',
-        "[]",
-        "{}",
-        '""',
-    ]
+        "[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, '["a", 1, null, [2], {}]', "[]", "{}", '""',
+    ]  # fmt: skip
     texts += [
-        r'"\ud800"',
-        r'"\udc00\ud800 mug"',
-        r'"\u0000\u001b[2J\u202e"',
-        '"\x1b[2J"',
-        '"\x9b31m\u2066 \u2028"',
+        r'"\ud800"', r'"\udc00\ud800 mug"', r'"\u0000\u001b[2J\u202e"', '"\x1b[2J"', '"\x9b31m\u2066 \u2028"',
         r'"\x"',
-    ]
+    ]  # fmt: skip
     texts += [
-        '"' + "long " * 30_000 + '"',
-        "\"<b title='" + "a " * 20_000,
-        "'single'",
-        "undefined",
-        '"\t"',
-        '"a',
+        '"' + "long " * 30_000 + '"', "\"<b title='" + "a " * 20_000, "'single'", "undefined", '"\t"', '"a',
         r'"\u12"',
-    ]
+    ]  # fmt: skip
     return (
         draw.choice(texts).encode()
         if draw.random() < 0.9
@@ -298,19 +229,10 @@ def odd_line(draw: Random) -> bytes:
         + value
         + b"}",
         json.dumps({key: "x", "title": f"Mug {draw.random()}", "content": "long enough to be kept " * 2}).encode(),
-        value,
-        good[: draw.randrange(len(good))],
-        good + good,
-        good + b",",
-        codecs.BOM_UTF8 + good,
-        b"\0" + good,
-        good + b"\r",
-        b"\r" + good + b"\r\r",
-        b"",
-        b" \t\x0b\x0c",
-        good.decode().encode("utf-16-le").replace(b"\n", b"?"),
-        draw.randbytes(90).replace(b"\n", b"?"),
-    ]
+        value, good[: draw.randrange(len(good))], good + good, good + b",", codecs.BOM_UTF8 + good, b"\0" + good,
+        good + b"\r", b"\r" + good + b"\r\r", b"", b" \t\x0b\x0c",
+        good.decode().encode("utf-16-le").replace(b"\n", b"?"), draw.randbytes(90).replace(b"\n", b"?"),
+    ]  # fmt: skip
     return draw.choice(lines)
 
 
@@ -349,30 +271,18 @@ def json_arrays(draw: Random, home: Path) -> Case:
 
 
 HEADERS = [
-    ["title", "content"],
-    ["Title", "Description"],
-    ["Nome", "Descrição"],
-    ["name", "body_html"],
+    ["title", "content"], ["Title", "Description"], ["Nome", "Descrição"], ["name", "body_html"],
     ["TITULO", "descricao"],
-]
+]  # fmt: skip
 
 
 def tables(draw: Random, home: Path) -> Case:
     """Written by a CSV writer: every row is one record, whatever stands in its cells."""
     count, more = draw.choice([25, 60]), draw.choice([0, 1, 3])
     odd = [
-        "a\tb",
-        'say ""hi""',
-        "5' 3\" wide",
-        "back\\slash",
-        "c:\\new",
-        "a;b|c",
-        "two\nlines",
-        "\x1b[2J",
-        "\u2028",
-        "\ufeff",
-        "=1+1",
-    ]
+        "a\tb", 'say ""hi""', "5' 3\" wide", "back\\slash", "c:\\new", "a;b|c", "two\nlines", "\x1b[2J", "\u2028",
+        "\ufeff", "=1+1",
+    ]  # fmt: skip
     rows = []
     for record in products(draw, count):
         content = record["content"] + (" " + draw.choice(odd) + " and so on" if draw.random() < 0.3 else "")
@@ -380,9 +290,9 @@ def tables(draw: Random, home: Path) -> Case:
     header = [*draw.choice(HEADERS), *(f"extra {i}" for i in range(more))]
     delimiter = draw.choice(",;\t|")
     end = draw.choice(["\n", "\n", "\r\n", "\r"])
-    if end == "\r":  # the writer quotes no other line break
-        rows = [[cell.replace("\n", "\r") for cell in row] for row in rows]
-    text = table(draw, [header, *rows], end, delimiter, quoting=draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    # The csv module leaves a line feed bare where lines end in something else.
+    quoting = draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]) if "\n" in end else csv.QUOTE_ALL
+    text = table([header, *rows], end, delimiter, quoting=quoting)
     encoding = draw.choice(["utf-8", "utf-8", "utf-8-sig", "utf-16"])
     before = draw.choice(["", "", "\n", f"sep={delimiter}\n"]) if end == "\n" else ""
     write(home / "in.csv", (before + text).encode(encoding))
@@ -396,8 +306,7 @@ def stray_quotes(draw: Random, home: Path) -> Case:
     how = draw.choice(["opening", "inside", "closing", "both"])
     rows = []
     for i, record in enumerate(products(draw, count)):
-        cells = [record["title"], record["content"], f"Brand{i}", "blue"][:columns]
-        cells = [cell.replace(",", "") for cell in cells]
+        cells = [cell.replace(",", "") for cell in (record["title"], record["content"], f"Brand{i}", "blue")][:columns]
         if i in at:
             place = draw.randrange(columns)
             opening, closing = how in ("opening", "both"), how in ("closing", "both")
@@ -417,8 +326,8 @@ def broken_tables(draw: Random, home: Path) -> Case:
     rows = [["title", "content"], *([r["title"], r["content"]] for r in products(draw, 60))]
     for _ in range(draw.choice([0, 5])):
         rows.insert(draw.randrange(61), draw.choice([[], [""], ["a"], ["a"] * 9, ["", "", ""], ["\0", "\0"]]))
-    raw = table(draw, rows, draw.choice(["\n", "\r"]), draw.choice(",;\t| :~")).encode(
-        draw.choice(["utf-8", "utf-16", "utf-32"])
+    raw = table(rows, draw.choice(["\n", "\r"]), draw.choice(",,,;;;\t\t|| :~")).encode(
+        draw.choice(["utf-8"] * 4 + ["utf-16", "utf-32"])
     )
     raw = mutated_bytes(draw, raw, draw.choice([1, 5, 40]))
     write(home / "in.csv", raw)
@@ -435,17 +344,10 @@ def encodings(draw: Random, home: Path) -> Case:
     lines, odd = [51], draw.random() < 0.3
     written, named, codes = draw.choice(
         [
-            ("utf-16", None, [DONE]),
-            ("utf-16", "utf-16", [DONE]),
-            ("utf-16-le", "utf-16-le", [DONE]),
-            ("utf-16-be", "utf-16-be", [DONE]),
-            ("utf-8-sig", None, [DONE]),
-            ("cp1252", "cp1252", [DONE]),
-            ("cp1252", "latin-1", [DONE]),
-            ("utf-8-sig", "utf-8-sig", [DONE]),
-            ("cp1252", None, READ_OR_REFUSED),
-            ("utf-16-le", None, READ_OR_REFUSED),
-            ("utf-32", None, READ_OR_REFUSED),
+            ("utf-16", None, [DONE]), ("utf-16", "utf-16", [DONE]), ("utf-16-le", "utf-16-le", [DONE]),
+            ("utf-16-be", "utf-16-be", [DONE]), ("utf-8-sig", None, [DONE]), ("cp1252", "cp1252", [DONE]),
+            ("cp1252", "latin-1", [DONE]), ("utf-8-sig", "utf-8-sig", [DONE]), ("cp1252", None, READ_OR_REFUSED),
+            ("utf-16-le", None, READ_OR_REFUSED), ("utf-32", None, READ_OR_REFUSED),
             ("utf-8", "utf-16", READ_OR_REFUSED),
             ("utf-8", draw.choice(["utf-7", "ascii", "cp437", "big5", "shift_jis", "unicode_escape"]), READ_OR_REFUSED),
             (
@@ -459,7 +361,7 @@ def encodings(draw: Random, home: Path) -> Case:
                 READ_OR_REFUSED,
             ),
         ]
-    )
+    )  # fmt: skip
     raw = text.encode(written, "replace")
     if odd:  # an odd byte at the end of UTF-16 is no unit; of UTF-8 it is a line that is not
         raw += draw.choice([b"\xe9", b"\0", b"a"])
@@ -468,12 +370,9 @@ def encodings(draw: Random, home: Path) -> Case:
         raw = raw.replace(b"\n", b"\r\n")
     write(home / "in.jsonl", raw)
     return prep(
-        draw,
-        "in.jsonl",
-        *(["--encoding", named] if named else []),
-        codes=codes,
+        draw, "in.jsonl", *(["--encoding", named] if named else []), codes=codes,
         lines=lines if codes == [DONE] else None,
-    )
+    )  # fmt: skip
 
 
 def zip_of(draw: Random, members: list[tuple[str, bytes]], packing: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -537,36 +436,16 @@ def other_packings(draw: Random, home: Path) -> Case:
 
 
 HOSTILE_NAMES = [
-    "../y.jsonl",
-    "/abs/y.jsonl",
-    "a/../../y.jsonl",
-    "C:\\y.jsonl",
-    "..\\y.jsonl",
-    "a\x1b[2J.jsonl",
-    "\u202ey.jsonl",
-]
+    "../y.jsonl", "/abs/y.jsonl", "a/../../y.jsonl", "C:\\y.jsonl", "a\x1b[2J.jsonl", "\u202ey.jsonl",
+]  # fmt: skip
 HOSTILE_NAMES += [
-    "x" * 300 + ".jsonl",
-    "a\nb.jsonl",
-    "y.jsonl",
-    "y.jsonl",
-    "é.jsonl",
-    "a/b/c.JSONL",
-    "\x07.csv.jsonl",
+    "x" * 300 + ".jsonl", "a\nb.jsonl", "y.jsonl", "y.jsonl", "é.jsonl", "a/b/c.JSONL", "\x07.csv.jsonl",
     "data/train.jsonl",
-]
+]  # fmt: skip
 LEFT_ALONE = [
-    "_y.jsonl",
-    ".y.jsonl",
-    "__MACOSX/y.jsonl",
-    "a/.b/y.jsonl",
-    "notes.txt",
-    "y.jsonl.exe",
-    "\x1b[31m",
-    "a\nb",
-    "..",
-    "/",
-]
+    "_y.jsonl", ".y.jsonl", "__MACOSX/y.jsonl", "a/.b/y.jsonl", "notes.txt", "y.jsonl.exe", "\x1b[31m",
+    "a\nb", "..", "/",
+]  # fmt: skip
 
 
 def member_names(draw: Random, home: Path) -> Case:
@@ -594,17 +473,9 @@ def junk(draw: Random, home: Path) -> Case:
         ["in.jsonl", "in.json", "in.csv", "in.tsv", "in.gz", "in.zip", "in", "in.xlsx", "in.parquet", "in.xml", "-"]
     )
     magic = [
-        b"",
-        b"\x1f\x8b",
-        b"PK\x03\x04",
-        b"BZh9",
-        b"\xfd7zXZ\0",
-        b"PAR1",
-        b"\x28\xb5\x2f\xfd",
-        b"\x7fELF",
-        b"<?xml ?>",
-        b"%PDF-1.7",
-    ]
+        b"", b"\x1f\x8b", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ\0", b"PAR1", b"\x28\xb5\x2f\xfd", b"\x7fELF",
+        b"<?xml ?>", b"%PDF-1.7",
+    ]  # fmt: skip
     content = draw.choice([draw.choice(JUNK), draw.choice(magic) + draw.randbytes(draw.choice([0, 5, 4000, 300_000]))])
     write(home / (name if name != "-" else "unused"), content)
     return prep(draw, name, codes=[USAGE], stdin=content)
@@ -634,38 +505,29 @@ def folders(draw: Random, home: Path) -> Case:
     return prep(draw, draw.choice(["in", "./in/", "in/../in"]), codes=[DONE], lines=[lines])
 
 
-def hostile_journal(draw: Random) -> bytes:
-    names = [
-        "../victim.txt",
-        "victim.txt",
-        "sub/victim.txt",
-        "/etc/hostname",
-        "train.jsonl",
-        "..",
-        ".",
-        "",
-        "../in.jsonl",
-        ESCAPES,
-        "train.jsonl\0",
-    ]
-    plan = {key: draw.sample(names, draw.randrange(4)) for key in ("take", "drop")}
-    if draw.random() < 0.5:
-        plan = mutated_json(draw, plan, 1)
-    return draw.choice([*JUNK, *[json.dumps(plan).encode()] * 12])
+def plant_journal(draw: Random, data: Path) -> None:
+    """A switch of outputs that was interrupted, or so it says, and the files that it would like to have."""
+    names = ["../victim.txt", "victim.txt", "sub/victim.txt", "../victim.new", "/etc/hostname.new", *OUTPUTS]
+    names += ["..", ".", "", "sub", ESCAPES, "train.jsonl\0", "./victim.txt", "sub/../victim.txt", "../in.jsonl"]
+    plan = {key: draw.sample(names[: draw.choice([3, 20])], draw.randrange(4)) for key in ("take", "drop")}
+    plan["drop"].append(draw.choice(names[:3]))
+    raw = json.dumps(mutated_json(draw, plan, 1) if draw.random() < 0.3 else plan).encode()
+    write(data / "switch.json", draw.choice(JUNK) if draw.random() < 0.2 else raw)
+    for name in ("victim.txt", "victim.txt.new", "sub/victim.txt"):
+        write(data / name, b"precious")
 
 
 def output_folders(draw: Random, home: Path) -> Case:
-    """Whatever stands in the folder of the outputs, the outputs come or the older ones stay; and nothing else."""
+    """Whatever stands in the folder of the outputs, the outputs come or the older ones stay, and no more."""
     data, codes = home / "data", {*READ_OR_REFUSED}
     write(home / "in.jsonl", jsonl(draw, 40))
-    for name in ("victim.txt", "victim.txt.new", "sub/victim.txt"):
-        write(data / name, b"precious")
-    how = draw.choice(["journal", "journal", "folder", "link", "new link", "lock", "journal folder", "file"])
+    plant_journal(draw, data)
+    how = draw.choice(["journal", "journal", "journal", "folder", "link", "new link", "lock", "journal folder", "file"])
     name = draw.choice(OUTPUTS[:5])
     if how == "journal":
-        write(data / "switch.json", hostile_journal(draw))
-        codes = [DONE]
-    elif how == "file":
+        return prep(draw, "in.jsonl", codes=[DONE], lines=[40])
+    (data / "switch.json").unlink()
+    if how == "file":
         shutil.rmtree(data)
         write(data, b"precious")
         codes = (USAGE, DISK)
@@ -684,31 +546,16 @@ def input_names(draw: Random, home: Path) -> Case:
     """Names of inputs that are not there, or are no files."""
     write(home / "in.jsonl", jsonl(draw, 40))
     names = [
-        ESCAPES,
-        "\u202egnp.jsonl",
-        b"\xff\xfe.jsonl",
-        "x" * 300,
-        "x/" * 3000,
-        "a\nb.csv",
-        "",
-        " ",
+        ESCAPES, "\u202egnp.jsonl", b"\xff\xfe.jsonl", "x" * 300, "x/" * 3000, "a\nb.csv", "", " ", "./.",
         "/proc/self/mem",
-    ]
+    ]  # fmt: skip
     names += [
-        "*.nothing",
-        "[",
-        "~",
-        "in.jsonl/",
-        "in.jsonl/x",
-        "http://127.0.0.1:1/x.jsonl",
-        "file:///etc/passwd",
-        "\\\\host\\x",
-        "nul",
-        "/",
-        "-x",
-        "--",
-    ]
+        "*.nothing", "[", "~", "in.jsonl/x", "http://127.0.0.1:1/x.jsonl", "file:///etc/passwd",
+        "\\\\host\\x", "nul", "/", "-x", "--",
+    ]  # fmt: skip
     name = draw.choice(names[:-3] if draw.random() < 0.9 else ["-x", "--"])
+    if name == "./.":  # the folder one is in holds in.jsonl
+        return prep(draw, name, codes=[DONE], lines=[40])
     return prep(
         draw,
         *draw.choice([[name], ["in.jsonl", name], [name, "in.jsonl"]]),
@@ -718,32 +565,21 @@ def input_names(draw: Random, home: Path) -> Case:
 
 def prep_options(draw: Random, home: Path) -> Case:
     write(home / "in.jsonl", jsonl(draw, 60))
-    name = draw.choice(["--val_share", "--test_share", "--min_content_chars", "--workers"])
-    texts = ["--title_field", "--content_field", "--uid_field", "--output_dir", "--nonsense", "--tokenizer"]
-    what = draw.random()
+    name, what = draw.choice(["--val_share", "--test_share", "--min_content_chars", "--workers"]), draw.random()
     if what < 0.5:
         return prep(draw, "in.jsonl", f"{name}=".encode() + as_bytes(draw.choice(NO_NUMBERS)), codes=[USAGE])
     if what < 0.65:
         value = draw.choice([v for v in ODD_NUMBERS if name != "--workers" or len(v) > 9 or v == "0"])
         return prep(draw, "in.jsonl", f"{name}={value}")
-    name, value = (
-        draw.choice(texts),
-        draw.choice([t for t in HOSTILE_TEXTS if "\0" not in t] + [b"\xff", b"\xed\xa0\x80"]),
-    )
-    if name == "--uid_field":
-        codes = [DONE]
-    elif name == "--output_dir":
-        value = draw.choice(["", " ", "in.jsonl", "in.jsonl/x", "x" * 300, "x/" * 3000])  # others would be made
-        return Case("data_prep.py", ["in.jsonl", f"--output_dir={value}"], (USAGE, DISK))
-    else:
-        codes = (
-            (DONE, USAGE, ENVIRONMENT)
-            if name == "--tokenizer"
-            else READ_OR_REFUSED
-            if as_bytes(value).strip() == b""
-            else [USAGE]
-        )
-    return prep(draw, "in.jsonl", name.encode() + b"=" + as_bytes(value), codes=codes)
+    names = ["--title_field", "--content_field", "--uid_field", "--output_dir", "--nonsense", "--tokenizer"]
+    name, value = draw.choice(names), as_bytes(draw.choice([*ARGUMENTS, b"\xff", b"\xed\xa0\x80"]))
+    option = name.encode() + b"=" + value
+    if name == "--output_dir":
+        if b"/" in value:  # would be made, wherever it leads
+            value = b"in.jsonl/x"
+        return Case("data_prep.py", ["in.jsonl", "--output_dir", b"./" + value], (DONE, USAGE, DISK), to=value)
+    codes = {"--uid_field": [DONE], "--tokenizer": (DONE, USAGE, ENVIRONMENT)}.get(name, [USAGE])
+    return prep(draw, "in.jsonl", option, codes=codes if value.strip() else READ_OR_REFUSED)
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -769,22 +605,12 @@ def interrupted(draw: Random, home: Path) -> Case:
     return Case("data_prep.py", args, (INTERRUPTED, DONE), [30_000], signal=number)
 
 
-# -- the scripts that load torch ----
+# -- the scripts that load torch --------------------------------------------------------------------------------------
 
 TRAIN = [
-    "--model",
-    "tiny",
-    "--data",
-    "data",
-    "--output_dir",
-    "runs",
-    "--device",
-    "cpu",
-    "--batch_size",
-    "4",
-    "--max_length",
-    "128",
-]
+    "--model", "tiny", "--data", "data", "--output_dir", "runs", "--device", "cpu", "--batch_size", "4",
+    "--max_length", "128",
+]  # fmt: skip
 TRAIN_NUMBERS = (
     "max_length lora_r lora_alpha lora_dropout question_share num_train_epochs max_steps per_device_train_batch_size"
 )
@@ -807,7 +633,7 @@ def train_options(draw: Random, home: Path) -> Case:
     else:
         name, value = (
             draw.choice(TRAIN_TEXTS.split()),
-            draw.choice([t for t in HOSTILE_TEXTS if "\0" not in t] + [b"\xff", "NUL", "a/../b"]),
+            draw.choice([*ARGUMENTS, b"\xff", "NUL", "a/../b"]),
         )
         lora = ["--lora"] if name.startswith("lora") else []
         codes = (DONE, USAGE, ENVIRONMENT)
@@ -819,22 +645,10 @@ def recipes(draw: Random, home: Path) -> Case:
         draw.choice([*TRAIN_NUMBERS.split(), *TRAIN_TEXTS.split(), "lora", "seed"]),
         (DONE, USAGE, ENVIRONMENT, MEMORY_OUT),
     )
-    value = draw.choice(
-        ["nan", "-inf", "1e999", "9" * 400, "-" + "9" * 5000, "0x7fffffffffffffff", "1_0", "true", "[]", "{}", "[[1]]"]
-    )
-    value = draw.choice(
-        [
-            value,
-            '""',
-            json.dumps(ESCAPES),
-            '"\\u202e"',
-            '"\\u0000"',
-            "'''a\nb'''",
-            "1979-05-27",
-            '"' + "x" * 99_999 + '"',
-            "07:32:00",
-        ]
-    )
+    values = ["nan", "-inf", "1e999", "9" * 400, "-" + "9" * 5000, "0x7fffffffffffffff", "1_0", "true", "[]", "{}"]
+    values += ["1979-05-27", "07:32:00", "[[1]]", "1", "3", "0.5", "0", "-1", "1e-320", '""', "'''a\nb'''"]
+    values += [json.dumps(ESCAPES), '"\\u202e"', '"\\u0000"', '"' + "x" * 99_999 + '"']
+    value = draw.choice(values)
     text = f"{name} = {value}\n"
     what = draw.random()
     if what < 0.15:
@@ -846,7 +660,7 @@ def recipes(draw: Random, home: Path) -> Case:
     elif what < 0.55:
         raw, codes = f"[{name}]\n{text}".encode(), [USAGE]
     elif what < 0.7:
-        raw = mutated_bytes(draw, (home / "recipe.toml").read_bytes(), 3)
+        raw = mutated_bytes(draw, (home / "recipe.toml").read_bytes(), draw.choice([0, 1, 3]))
     else:
         raw = text.encode()
     write(home / "in.toml", raw)
@@ -973,17 +787,9 @@ def generate_options(draw: Random, home: Path) -> Case:
 
 def titles(draw: Random, home: Path) -> Case:
     odd = [
-        "\x1b[2Jmug",
-        "\u202emug",
-        "mug " * 400,
-        "<|endoftext|>",
-        "a\u2028b\u0085c",
-        "\ufeffmug",
-        "-( blue",
-        "caneca \0 azul",
-        "𝔪𝔲𝔤 🫖",
-        "%s {title}",
-    ]
+        "\x1b[2Jmug", "\u202emug", "mug " * 400, "<|endoftext|>", "a\u2028b\u0085c", "\ufeffmug", "-( blue",
+        "caneca \0 azul", "𝔪𝔲𝔤 🫖", "%s {title}",
+    ]  # fmt: skip
     odd += ["mug " * 250_000] * (draw.random() < 0.3) + ["e" + "\u0301" * 50_000]
     chosen = ["blue mug", *draw.sample(odd, draw.randrange(1, 5)), "red cup"]
     draw.shuffle(chosen)
@@ -1030,9 +836,7 @@ def catalogues(draw: Random, home: Path) -> Case:
                 for _ in range(9):
                     base.execute("INSERT INTO product VALUES (?, ?, ?)", draw.choices([*values, "blue mug"], k=3))
     if draw.random() < 0.3:
-        write(home / "data" / "switch.json", hostile_journal(draw))
-        for name in ("victim.txt", "victim.txt.new", "sub/victim.txt"):
-            write(home / "data" / name, b"precious")
+        plant_journal(draw, home / "data")
     how = draw.choice([["--sources", "3"], ["--grounded"], ["--sources", "1000", "--grounded"]])
     return Case(
         "generate.py", [*ASK, "--data", "data", "--title", "blue mug", "--max_new_tokens", "4", *how], READ_OR_REFUSED
@@ -1046,9 +850,7 @@ def prepared_data(draw: Random, home: Path) -> Case:
     if draw.random() < 0.4:
         write(data / "train.jsonl.index", draw.choice([*JUNK, draw.randbytes(800)]))
     if draw.random() < 0.3:
-        write(data / "switch.json", hostile_journal(draw))
-        for name in ("victim.txt", "victim.txt.new", "sub/victim.txt"):
-            write(data / name, b"precious")
+        plant_journal(draw, data)
     if draw.random() < 0.3:
         return Case(
             "evaluate.py", [*ASK, "--data", "data", "--max_samples", "3", "--max_new_tokens", "4"], (DONE, USAGE)
@@ -1059,23 +861,9 @@ def prepared_data(draw: Random, home: Path) -> Case:
 def names(draw: Random, home: Path) -> Case:
     """Of runs, adapters, folders and files, and runs there that are called so."""
     odd = [
-        ESCAPES,
-        "\u202e",
-        "a\nb",
-        b"\xff",
-        "",
-        " ",
-        "..",
-        ".",
-        "/",
-        "x" * 300,
-        "x/" * 3000,
-        "runs/a/final",
-        "data",
-        "recipe.toml",
-        "-1",
-        "nowhere",
-    ]
+        ESCAPES, "\u202e", "a\nb", b"\xff", "", " ", "..", ".", "/", "x" * 300, "x/" * 3000, "runs/a/final", "data",
+        "recipe.toml", "-1", "nowhere",
+    ]  # fmt: skip
     name = draw.choice(odd)
     called = draw.choice(["\x1b[31mred\nrun", "\u202enur", "plain"])
     if draw.random() < 0.5:
@@ -1122,7 +910,7 @@ WITH_TORCH: dict[Callable[[Random, Path], Case], int] = {
 GENERATORS = PREPARE | WITH_TORCH
 
 
-# -- a case ----
+# -- a case -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -1149,11 +937,11 @@ def snapshot(home: Path) -> dict[str, str]:
     return found
 
 
-def may_change(path: str, script: str) -> bool:
+def may_change(path: str, case: Case) -> bool:
     top, _, rest = path.partition("/")
-    if top == "data":
+    if top == os.fsdecode(case.to):
         return rest.removesuffix(".new").removesuffix(".index") in (*OUTPUTS, "switch.json", ".lock", "")
-    return top in ("runs", "export") and script != "data_prep.py" and script != "generate.py"
+    return top in ("runs", "export") and case.script not in ("data_prep.py", "generate.py")
 
 
 def arguments(case: Case) -> list[bytes]:
@@ -1270,7 +1058,7 @@ def faults(case: Case, home: Path, result: Outcome, before: dict[str, str], afte
         if not (size or case.closed == 2) or size > MOST_LINES or len(errors) > MOST_CHARS:
             found.append(f"error text: {size} lines, {len(errors):,} characters: {errors[:80]!r}")
     touched = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-    if outside := [path for path in touched if not may_change(path, case.script)]:
+    if outside := [path for path in touched if not may_change(path, case)]:
         found.append(f"touched: {outside[:5]}")
     if case.script == "data_prep.py":
         names = {f"data/{name}" for name in OUTPUTS}
@@ -1278,15 +1066,13 @@ def faults(case: Case, home: Path, result: Outcome, before: dict[str, str], afte
         if result.code not in (DONE, INTERRUPTED) and not are_old:
             found.append(f"outputs: failed, and changed {sorted(names & set(touched))}")
         if result.code == DONE or (result.code == INTERRUPTED and not are_old):
-            found += wrong_sums(case, home / "data", out)
+            found += wrong_sums(case, home / os.fsdecode(case.to), out)
     elif case.answers is not None and result.code == DONE and len(out.splitlines()) != case.answers:
         found.append(f"answers: {len(out.splitlines())} for {case.answers} titles")
     return found
 
 
 def wrong_sums(case: Case, data: Path, out: str) -> list[str]:
-    if case.args[-1] != "data" and not (data / "report.json").exists():
-        return []  # written elsewhere
     try:
         report = json.loads((data / "report.json").read_text(encoding="utf-8"))
         lines, kept, reasons = report["lines"], report["kept"], report["reasons"]
@@ -1306,19 +1092,22 @@ def wrong_sums(case: Case, data: Path, out: str) -> list[str]:
         if not {"uid", "title", "content"} <= set(record) or any(ACTS.search(str(text)) for text in record.values()):
             found.append(f"record: {str(record)[:100]!r}")
             break
+    titles_of = [{json.loads(line)["title"].casefold() for line in split} for split in splits.values()]
+    if sum(map(len, titles_of)) != len(set().union(*titles_of)):
+        found.append("record: a title in two splits")
     if re.search("[\x00-\x08\x0b-\x1f]", rejects):
         found.append("control: in rejects.jsonl")
     return found
 
 
-# -- all of them ----
+# -- all of them ------------------------------------------------------------------------------------------------------
 
 
 def make_base(base: Path, with_torch: bool) -> None:
     """What the cases change a copy of, made by the scripts: prepared data; a tiny GPT-2 and a run of 3 steps."""
     write(base / "in.jsonl", jsonl(Random(0), 80))
     write(base / "victim.txt", b"precious")
-    write(base / "recipe.toml", (OPTIONS.tree / "recipes" / "distilgpt2.toml").read_bytes())
+    write(base / "recipe.toml", 'run_name = "r"\nmax_steps = 3\nlearning_rate = 1e-4\nlora = false\n# a comment\n')
     must_work(run_process(Case("data_prep.py", ["in.jsonl", "--output_dir", "data"], [DONE]), base))
     (base / "in.jsonl").unlink()
     if not with_torch:
@@ -1340,10 +1129,12 @@ def make_base(base: Path, with_torch: bool) -> None:
 def make_model(base: Path) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
 
     from text.bpe import train_bpe
 
     tokenizer = train_bpe([json_line(record, Random(0)).decode() for record in products(Random(0), 80)], 400)
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     shape = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(base / "tiny")

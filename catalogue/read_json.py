@@ -15,7 +15,7 @@ _BEGINS = re.compile(rb'\s*(?:\{\s*(?:"|\}|\Z)|\[\s*(?:["{}\[\]0-9-]|\Z|true|fal
 
 
 def looks_like_json(sample: bytes) -> bool:
-    return bool(_BEGINS.match(sample)) or _whole_lines(sample) > 0.5
+    return bool(_BEGINS.match(sample))
 
 
 def read_json(stream: io.BufferedReader, given: Fields) -> Layout:
@@ -35,7 +35,7 @@ def read_json(stream: io.BufferedReader, given: Fields) -> Layout:
 
 def _is_whole(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), (dict, list)) and line.strip() != b"[]"
+        return isinstance(value := json.loads(line), (dict, list)) and len(value) > 0
     except (ValueError, RecursionError):
         return False
 

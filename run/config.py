@@ -6,6 +6,7 @@ A value is taken from the command line, else from the run that is resumed, else 
 import argparse
 import tomllib
 import typing
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -188,8 +189,10 @@ def _check_what_is_there(command: Command) -> None:
     if command.resume is not None:
         run_of(command.resume, Path(command.config.output_dir))
     folder = command.given.get("data_dir", "data")
-    if folder != "data" and not Path(folder).is_dir():
-        raise UsageError(f"There is no folder {folder}. Make it: python data_prep.py FILE --output_dir {folder}")
+    with suppress(OSError):  # a name that is too long is none
+        if folder == "data" or Path(folder).is_dir():
+            return
+    raise UsageError(f"There is no folder {folder}. Make it: python data_prep.py FILE --output_dir {folder}")
 
 
 def read_recipe(path: Path) -> dict:
