@@ -436,7 +436,7 @@ def other_packings(draw: Random, home: Path) -> Case:
 
 
 HOSTILE_NAMES = [
-    "../y.jsonl", "/abs/y.jsonl", "a/../../y.jsonl", "C:\\y.jsonl", "a\x1b[2J.jsonl", "\u202ey.jsonl",
+    "../y.jsonl", "..\\y.jsonl", "/abs/y.jsonl", "a/../../y.jsonl", "C:\\y.jsonl", "a\x1b[2J.jsonl", "\u202ey.jsonl",
 ]  # fmt: skip
 HOSTILE_NAMES += [
     "x" * 300 + ".jsonl", "a\nb.jsonl", "y.jsonl", "y.jsonl", "é.jsonl", "a/b/c.JSONL", "\x07.csv.jsonl",

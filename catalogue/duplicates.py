@@ -14,6 +14,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from catalogue.workers import interrupts_held
+
 THRESHOLD = 0.9
 BANDS, ROWS = 9, 7  # 63 minima in 9 bands: two texts are compared when all 7 minima of any band agree
 
@@ -44,7 +46,8 @@ def similarity(text: str, other: str) -> float:
 
 def near_keys(texts: list[str]) -> np.ndarray:
     """(texts, BANDS + 1) uint64: near texts share one of their keys, most likely; equal ones share the last."""
-    from datasketch import MinHash  # loads scipy: 40 MB and half a second, for near duplicates only
+    with interrupts_held():
+        from datasketch import MinHash  # loads scipy: 40 MB and half a second, for near duplicates only
 
     sets = ((shingles(text) >> np.uint64(32)).tolist() for text in texts)
     hashes = MinHash.generator(sets, num_perm=BANDS * ROWS, seed=1, scheme="affine32", hashfunc=int)

@@ -1,6 +1,6 @@
 """The files of all inputs, opened: what each was taken for, which of its fields are wanted, its records in blocks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,7 @@ from catalogue.clean import clean
 from catalogue.fields import Fields, choose_fields, describe, one_line
 from catalogue.judge import Block, Options, fields_of
 from catalogue.layout import read_layout
-from catalogue.records import Layout, Raw
+from catalogue.records import MAX_RECORD_BYTES, Layout, Raw, TooLong
 from catalogue.sources import Source, files_in, find_sources
 
 BLOCK_BYTES, BLOCK_RECORDS = 1 << 18, 2_000  # a block, what a worker gets at a time, is full at either
@@ -71,11 +71,16 @@ def blocks_of(
 def _next_block(records: Iterator[Raw]) -> list[Raw]:
     block, size = [], 0
     for raw in islice(records, BLOCK_RECORDS):
-        block.append(raw)
-        size += len(raw) if isinstance(raw, bytes) else sum(map(len, map(str, raw)))
+        length = len(raw) if isinstance(raw, bytes) else sum(len(str(cell)) for cell in _cells(raw))
+        block.append(raw if length <= MAX_RECORD_BYTES else TooLong())
+        size += length
         if size >= BLOCK_BYTES:
             break
     return block
+
+
+def _cells(raw: list | dict) -> Iterable:
+    return raw.values() if isinstance(raw, dict) else raw
 
 
 def described(inputs: list[Path], options: Options) -> Iterator[str]:

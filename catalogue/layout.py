@@ -39,7 +39,7 @@ def read_layout(
         return read_parquet(file, place)
     stream, name = in_utf8(file, encoding)
     layout = _read_text(stream, place, fields, None if name == "utf-8" else "utf-8")
-    if name == "utf-8" and looks_like_cp1252(head):
+    if name == "utf-8" and not looks_like_xml(head) and looks_like_cp1252(head):  # XML says by itself what it is in
         name = "cp1252 where it is not UTF-8"
     return layout if name == "utf-8" else layout._replace(what=f"{layout.what}, in {name}")
 
@@ -54,7 +54,7 @@ def _read_text(stream: io.BufferedReader, place: Source, fields: Fields, encodin
     if looks_like_xml(sample):
         return read_feed(stream, encoding, fields, place)
     # The content does not say it for certain: where the first row does not either, its name decides.
-    name, (_, header, same) = place.name.lower(), table_in(sample, fields)
+    name, (_, _, header, same) = place.name.lower(), table_in(sample, fields)
     is_table = choose_fields(header, fields).found > 0 or name.endswith((".csv", ".tsv"))
     if is_table or (len(header) > 1 and same > 0.8 and not name.endswith((".json", ".jsonl", ".ndjson"))):
         return read_table(stream, fields)

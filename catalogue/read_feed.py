@@ -15,6 +15,7 @@ from text.errors import DataError
 
 _BEGINS = re.compile(rb"\s*<(?:\?xml|!--|!DOCTYPE\s|[A-Za-z_][\w:.-]*[\s/>])")
 _WEB_PAGE = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body|table|meta)\b", re.IGNORECASE)
+GOOGLE = "{http://base.google.com/"
 SAFE = {"resolve_entities": False, "load_dtd": False, "no_network": True, "remove_comments": True}
 
 
@@ -44,7 +45,9 @@ def read_feed(stream: io.BufferedReader, encoding: str | None, given: Fields, pl
             children.setdefault(element.tag, []).extend(map(_name, element.iterchildren(etree.Element)))
             count[element.tag] += 1
     tag = max(children, key=lambda tag: (choose_fields(children[tag], given).found, count[tag]), default="product")
-    what = f"XML, its <{one_line(etree.QName(tag).localname)}> elements"
+    others = [other for other in children if other != tag and choose_fields(children[other], given).found == 2]
+    left = f", not {', '.join(_tag(other) for other in others)}" if others else ""
+    what = f"XML, its {_tag(tag)} elements{left}"
     return Layout(what, _products(stream, tag, encoding, place))
 
 
@@ -54,8 +57,9 @@ def _products(stream: io.BufferedReader, tag: str, encoding: str | None, place: 
         for _, element in etree.iterparse(_Mended(stream), tag=tag, encoding=encoding, **SAFE):
             yield _record(element)
             element.clear()
-            while element.getprevious() is not None:
-                del element.getparent()[0]
+            for done in (element, *element.iterancestors()):
+                while done.getprevious() is not None:
+                    del done.getparent()[0]
     except (etree.XMLSyntaxError, LookupError) as error:
         hint = (
             " Try --encoding cp1252."
@@ -67,7 +71,11 @@ def _products(stream: io.BufferedReader, tag: str, encoding: str | None, place: 
 
 # What would act on the parser: an entity but the five of XML, which might stand for a file or for gigabytes, or is
 # HTML's; an & that is none; controls. All of it is text.
-_ACTIVE = re.compile(rb"&(?!#\d{1,7};|#x[0-9a-fA-F]{1,6};|(?:amp|lt|gt|quot|apos);)|[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_ACTIVE = re.compile(
+    rb"&#(?:x0*(?:[0-8bcef]|1[0-9a-f])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]));"
+    rb"|&(?!#\d{1,7};|#x[0-9a-f]{1,6};|(?:amp|lt|gt|quot|apos);)|[\x00-\x08\x0b\x0c\x0e-\x1f]",
+    re.IGNORECASE,
+)
 LONGEST_ENTITY = 10  # bytes
 
 
@@ -94,14 +102,21 @@ class _Mended:
 
 
 def _record(element: etree.Element) -> dict:
-    """The texts of its children by their names without a namespace; of those that come several times, a list."""
-    record = {}
+    """The texts of its children by their names without a namespace; of those that come several times, a list. Of
+    <title> and <g:title> the second, which is made for the feed."""
+    by_tag: dict[str, list[str]] = {}
     for child in element.iterchildren(etree.Element):
         if text := "".join(child.itertext()).strip():
-            name = _name(child)
-            before = record.get(name)
-            record[name] = text if before is None else [*(before if isinstance(before, list) else [before]), text]
+            by_tag.setdefault(child.tag, []).append(text)
+    record = {}
+    for tag in sorted(by_tag, key=lambda tag: tag.startswith(GOOGLE)):  # stable: else in their order, the last counts
+        texts = by_tag[tag]
+        record[etree.QName(tag).localname] = texts[0] if len(texts) == 1 else texts
     return record
+
+
+def _tag(tag: str) -> str:
+    return f"<{one_line(etree.QName(tag).localname)}>"
 
 
 def _name(element: etree.Element) -> str:

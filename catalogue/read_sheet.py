@@ -65,7 +65,7 @@ def _as_shown(cell: object) -> str:
 def read_parquet(stream: io.BufferedReader, place: Source) -> Layout:
     """Raises DataError for a file that is damaged, or when pyarrow is missing."""
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError:
         raise DataError(f"{place} is Parquet: pip install pyarrow.") from None
 
@@ -74,7 +74,7 @@ def read_parquet(stream: io.BufferedReader, place: Source) -> Layout:
             try:
                 for batch in parquet.ParquetFile(file).iter_batches(batch_size=1000):
                     yield from ({name: _plain(value) for name, value in row.items()} for row in batch.to_pylist())
-            except (ArrowException, OSError, ValueError) as error:
+            except Exception as error:  # Arrow's own, and Python's where it has no such date
                 raise DataError(f"{place} is Parquet that cannot be read: {one_line(str(error)[:200])}.") from None
 
     return Layout("Parquet", rows())

@@ -14,8 +14,10 @@ from catalogue.records import MAX_RECORD_BYTES, START_BYTES, Broken, Layout, Raw
 
 DELIMITERS, QUOTES = ",;\t|", "\"'"
 SAMPLE_ROWS = 20
+HEADER_ROWS = 10  # the header is among so many rows
 LIKE_A_DESCRIPTION = 20  # characters of the longest cell of a row
 MAX_LINES_OF_A_ROW = 1 << 18  # characters; a row of several lines that is longer has a quote that is never closed
+LEAST_OF_A_ROW = 1 << 12  # after many such rows
 
 # Before a table's header: empty lines, and the line in which spreadsheets write their delimiter.
 _BEFORE_HEADER = re.compile(rb"\A(?:[ \t]*\r?\n)*(?:sep=.\r?\n)?(?:[ \t]*\r?\n)*")
@@ -25,25 +27,27 @@ def read_table(stream: io.BufferedReader, given: Fields) -> Layout:
     """`given` are the fields named by the user, which help to tell the header."""
     sample = stream.peek()
     sample = sample.removeprefix(stream.read(_BEFORE_HEADER.match(sample).end()))
-    dialect, header, _ = table_in(sample, given)
+    dialect, above, header, _ = table_in(sample, given)
     delimiter = {"\t": "tabs", " ": "spaces"}.get(dialect["delimiter"], f'"{dialect["delimiter"]}"')
     escaped = "; quotes escaped by \\" if dialect["escapechar"] else ""
-    rows = islice(_rows(stream, dialect), 1, None)  # 1: the header
-    return Layout(f"a table, {delimiter} between its cells{escaped}", rows, header, first=2)
+    rows = islice(_rows(stream, dialect, len(header)), above + 1, None)
+    return Layout(f"a table, {delimiter} between its cells{escaped}", rows, header, first=above + 2)
 
 
-def table_in(sample: bytes, given: Fields) -> tuple[dict, tuple[str, ...], float]:
-    """The dialect of a table, as options of `csv.reader`, its first row, and the share of rows as long as that one.
+def table_in(sample: bytes, given: Fields) -> tuple[dict, int, tuple[str, ...], float]:
+    """The dialect of a table, as options of `csv.reader`, the number of rows above its header, the header, and the
+    share of the rows that are as long.
 
     Of the usual dialects, and the one that csv.Sniffer proposes (it alone would take the space behind each comma), the
-    one whose first row names the fields that are wanted, whose rows are of one length, and which has most columns.
+    one whose header names the fields that are wanted, whose rows are of one length, and which has most columns.
     """
     text = sample.decode("utf-8", "surrogateescape")
     pairs = [(delimiter, quote) for quote in QUOTES for delimiter in DELIMITERS]
     with suppress(csv.Error):  # it cannot always tell, as with a single column
         sniffed = csv.Sniffer().sniff(text[:8192])
-        pairs.append((sniffed.delimiter, sniffed.quotechar))
-    tables = []  # (how good, dialect, header)
+        if not sniffed.delimiter.isalnum() and sniffed.delimiter not in ". ":  # as it says of prose
+            pairs.append((sniffed.delimiter, sniffed.quotechar))
+    tables = []  # (how good, dialect, rows above the header, header)
     for delimiter, quote in pairs:
         # Spreadsheets write a quote inside a cell as "", databases as \".
         for escape in (None, "\\") if "\\" + quote in text else (None,):
@@ -51,12 +55,15 @@ def table_in(sample: bytes, given: Fields) -> tuple[dict, tuple[str, ...], float
             rows = []
             with suppress(csv.Error):
                 rows.extend(islice(csv.reader(io.StringIO(text, newline=""), **dialect), SAMPLE_ROWS + 1))
-            header, *rows = rows[: max(1, len(rows) - 1)] or [()]  # the last one may be cut
-            header = tuple(cell.strip() for cell in cells_in_cp1252(header) or header)
+            rows = rows[: max(1, len(rows) - 1)] or [[]]  # the last one may be cut
+            headers = [tuple(cell.strip() for cell in cells_in_cp1252(row) or row) for row in rows[:HEADER_ROWS]]
+            found = [choose_fields(header, given).found for header in headers]
+            above = found.index(2) if 2 in found else 0  # above it the name of the shop, a date
+            header, rows = headers[above], rows[above + 1 :]
             same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
-            tables.append(((choose_fields(header, given).found, same, len(header)), dialect, header))
-    (_, same, _), dialect, header = max(tables, key=lambda table: table[0])  # of equal ones the first
-    return dialect, header, same
+            tables.append(((found[above], same, len(header)), dialect, above, header))
+    (_, same, _), *table = max(tables, key=lambda table: table[0])  # of equal ones the first
+    return *table, same
 
 
 def cells_in_cp1252(cells: list[str]) -> list[str] | None:
@@ -74,6 +81,7 @@ class _Lines:
         self._again: deque[str] = deque()
         self.taken: list[str] = []  # those of the row
         self.size = 0  # characters of them
+        self.most = MAX_LINES_OF_A_ROW  # of them
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -84,7 +92,7 @@ class _Lines:
             raise StopIteration
         self.taken.append(line)
         self.size += len(line)
-        if len(self.taken) > 1 and self.size > MAX_LINES_OF_A_ROW:
+        if len(self.taken) > 1 and self.size > self.most:
             raise csv.Error("a quote that is never closed")
         if len(line) >= MAX_RECORD_BYTES and not line.endswith(("\n", "\r")):
             while (rest := self._text.readline(MAX_RECORD_BYTES)) and not rest.endswith(("\n", "\r")):
@@ -101,12 +109,12 @@ class _Lines:
         self.taken, self.size = self.taken[:but], 0
 
 
-def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
+def _rows(stream: io.BufferedReader, dialect: dict, columns: int) -> Iterator[Raw]:
     """The rows of a table. One whose quotes do not come out is read with those inside its cells escaped the other way
     (a database's \\" may come late). Else a quote that is never closed would take all that follows into one cell: the
     line that it stands in is broken, and the next ones are read anew."""
     csv.field_size_limit(MAX_RECORD_BYTES)
-    lines, columns, escaped = _Lines(stream), 0, "\\" + dialect["quotechar"]
+    lines, escaped = _Lines(stream), "\\" + dialect["quotechar"]
     other = dialect | {"escapechar": None if dialect["escapechar"] else "\\"}
     rows = csv.reader(lines, **dialect)
     while True:
@@ -127,8 +135,10 @@ def _rows(stream: io.BufferedReader, dialect: dict) -> Iterator[Raw]:
                 first = lines.taken[0]
                 start = first[:START_BYTES].encode("utf-8", "surrogateescape")
                 row = TooLong(start) if len(first) >= MAX_RECORD_BYTES else Broken(start)
+                lines.most = max(lines.most // 2, LEAST_OF_A_ROW)  # else each of many such lines costs all of it
             rows = csv.reader(lines, **dialect)
-        columns = columns or len(row)
+        elif len(lines.taken) > 1:
+            lines.most = MAX_LINES_OF_A_ROW
         yield row
 
 
@@ -148,8 +158,8 @@ def _row_of(lines: _Lines, dialect: dict, columns: int) -> list[str] | None:
 
 def _is_sound(row: list[str] | None, lines: list[str], columns: int, dialect: dict) -> bool:
     """Whether a row has its quotes on purpose: nothing stands behind one that closes a cell, and what is in it is not
-    rows of the table; nor has it more than the `columns` of the table (0: not known yet)."""
-    if row is None or (columns and len(row) > columns):
+    rows of the table; nor has it more than the `columns` of the table."""
+    if row is None or len(row) > columns:
         return False
     try:
         list(csv.reader(lines, **dialect, strict=True))

@@ -24,6 +24,7 @@ SUFFIXES = (*TEXTS, ".xlsx", ".xls", ".xlsb", ".ods", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz")
 CHUNK_BYTES = 1 << 16  # read at once, and looked at to tell what a file is
+MOST_NAMED = 20  # of what is left alone
 MOST_LAYERS = 4  # of packings one in another: trn.json.gz in a .tar.xz has three
 
 # LF-Amazon comes as trn.json (the products to train on) beside tst.json and lbl.json (the labels of both).
@@ -60,7 +61,8 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = (), say: Say = 
     for path in inputs:
         if path == STDIN:
             sources.append(Source(path))
-        elif "*" in path.name and (found := sorted(path.parent.glob(path.name))):  # Windows leaves it to the program
+        # Windows leaves the star to the program.
+        elif "*" in path.name and not path.exists() and (found := sorted(path.parent.glob(path.name))):
             sources += find_sources(found, outputs, say)
         elif path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.is_file() and file.resolve() not in ours)
@@ -71,7 +73,7 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = (), say: Say = 
                 " LF-Amazon comes from the Extreme Classification Repository (http://manikvarma.org/downloads/XC/"
                 "XMLRepository.html): LF-Amazon-1.3M, raw text; its trn.json.gz is the file to give here."
             )
-            hint = "" if path.suffix.lower() in (".csv", ".tsv") else where_to_get_it
+            hint = where_to_get_it if "trn" in path.name or "amazon" in path.name.lower() else ""
             raise DataError(f"There is no file {one_line(path)}.{hint}")
         elif path.resolve() in ours:
             raise DataError(
@@ -111,8 +113,8 @@ def _catalogues(where: str, names: list[str], say: Say) -> list[int]:
             f"The {one_line(where)} holds no catalogue (a name ending in {', '.join(SUFFIXES)}, also with .gz)."
         )
     if left := [names[i] for i in by_name if i not in set(found)]:
-        more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
-        say(f"{one_line(where)}: left alone: {one_line(', '.join(left[:5]))}{more}")
+        more = f" and {len(left) - MOST_NAMED:,} more" if len(left) > MOST_NAMED else ""
+        say(f"{one_line(where)}: left alone: {one_line(', '.join(left[:MOST_NAMED]))}{more}")
     return found
 
 
@@ -159,7 +161,7 @@ def _unpacked(source: Source, file: io.BufferedReader, stack: ExitStack, say: Sa
     file = stack.enter_context(with_random_access(file))
     archive, names, member = _opened(source, archive, file)
     with archive:
-        if not SPREADSHEETS.isdisjoint(names):
+        if any(parts <= set(names) for parts in SPREADSHEETS):
             file.seek(0)
             yield source, file
             return
@@ -191,11 +193,14 @@ def _zip(file: BinaryIO) -> tuple[zipfile.ZipFile, list[str], Callable[[int], Bi
 
 def _tar(file: BinaryIO) -> tuple[tarfile.TarFile, list[str], Callable[[int], BinaryIO]]:
     archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  whoever calls this closes it
-    members = [member for member in archive.getmembers() if member.isfile()]
-    return archive, [member.name for member in members], lambda place: archive.extractfile(members[place])
+    members = [member for member in archive.getmembers() if not member.isdir()]
+    # No device is a catalogue, nor a link to somewhere; a hard link is another name of a file in the archive.
+    names = [member.name if member.isfile() or member.islnk() else f"{member.name} (a link)" for member in members]
+    return archive, names, lambda place: archive.extractfile(members[place])
 
 
-SPREADSHEETS = {"xl/workbook.xml", "xl/workbook.bin", "content.xml"}  # in .xlsx, .xlsb and .ods, which are zips
+# .xlsx, .xlsb and .ods are zips with such names in them.
+SPREADSHEETS = ({"xl/workbook.xml"}, {"xl/workbook.bin"}, {"content.xml", "META-INF/manifest.xml"})
 
 
 def _zstd(file: BinaryIO) -> BinaryIO:

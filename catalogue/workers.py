@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 
+INTERRUPTS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+
 
 class WorkerDied(RuntimeError):
     """A worker process was ended from outside."""
@@ -37,7 +39,7 @@ def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator[tuple
     try:
         while True:
             for task in islice(tasks, 3 * workers - len(waiting)):
-                with _interrupts_held():  # the first task starts the processes, which inherit it
+                with interrupts_held():  # the first task starts the processes, which inherit it
                     waiting.append((task, pool.submit(function, task)))
             if not waiting:
                 return
@@ -54,6 +56,8 @@ def ordered(function: Callable, tasks: Iterable, workers: int) -> Iterator[tuple
 def _as_worker() -> None:
     """Ctrl-C is for the parent, which ends its workers; and a parent that was killed takes them along."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)  # inherited from `interrupts_held`
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -63,12 +67,13 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the block is left; processes started in it never get one (POSIX)."""
+def interrupts_held() -> Iterator[None]:
+    """What interrupts waits until the block is left: the start of a process, an import of C code that would turn the
+    exception into another one; processes started in it never get a Ctrl-C (POSIX)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     try:
         yield
     finally:

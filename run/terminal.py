@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Controls but for tab and line break, marks that turn the direction of writing, other line ends, lone surrogates.
-ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 CURSOR_UP = "\x1b[A"  # of progress bars that stand one over the other: here they stand one under the other
 LEFT = {errno.EPIPE, errno.EIO} | ({errno.EINVAL} if os.name == "nt" else set())  # as Windows says EPIPE
 

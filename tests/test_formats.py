@@ -21,7 +21,7 @@ from lxml import etree
 
 from catalogue.encoding import evident_encoding, looks_like_cp1252
 from catalogue.fields import Fields
-from catalogue.inputs import described
+from catalogue.inputs import BLOCK_BYTES, _next_block, described
 from catalogue.judge import Options
 from catalogue.prepare import prepare
 from text.errors import DataError
@@ -431,7 +431,9 @@ def test_every_packing_by_its_own_program(tmp_path, name):
 def test_every_member_of_a_tar_is_read_or_named_as_left_alone(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(tar("gz", **{"b.jsonl": LINES, "a.csv": b"title,content\nA,B", "c.md": b"?"}))
     _, said = read(tmp_path, "a.tar.gz")
-    assert [s for s in said if "left alone" in s] == [f"archive {tmp_path / 'a.tar.gz'}: left alone: c.md"]
+    assert [s for s in said if "left alone" in s] == [
+        f"archive {tmp_path / 'a.tar.gz'}: left alone: c.md, link.jsonl (a link)"
+    ]
     assert [s.split(":")[0] for s in said[1:3]] == [f"{tmp_path / 'a.tar.gz'}, {name}" for name in ("a.csv", "b.jsonl")]
 
 
@@ -507,3 +509,86 @@ def test_the_sentence_names_the_cause(tmp_path, name, data, words):
     with pytest.raises(DataError, match=f"Not one usable record.*{words}") as error:
         prepare([tmp_path / name], tmp_path / "data", Options(fields=Fields()))
     assert "\n" not in str(error.value) and len(str(error.value)) - len(str(tmp_path)) < 240
+
+
+# -- what a reviewer found --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["Artículos", "a/b", 'with "quotes"', "\x1b[2J", "produtos"])
+@pytest.mark.parametrize("ascii", [True, False])
+def test_the_key_of_an_array_may_be_any(tmp_path, key, ascii):
+    (tmp_path / "a.json").write_text(json.dumps({key: ROWS}, ensure_ascii=ascii), encoding="utf-8")
+    assert read(tmp_path, "a.json")[0] == EXPECTED
+
+
+def test_several_arrays_of_records_in_an_object(tmp_path):
+    """The one with most is read; the others are named, and what cannot be seen from the beginning is counted."""
+    collections = [{"title": "Blue", "description": "All that is blue, in one place."}] * 2
+    (tmp_path / "a.json").write_text(json.dumps({"collections": collections, "products": ROWS}), encoding="utf-8")
+    records, said = read(tmp_path, "a.json")
+    assert records == EXPECTED and 'the array "products", "collections" left alone' in said[0]
+    text = json.dumps({"products": ROWS}) + "\n" + json.dumps({"items": ROWS})
+    (tmp_path / "b.json").write_text(text, encoding="utf-8")
+    counts = prepare([tmp_path / "b.json"], tmp_path / "data", EVERY)
+    assert counts.records == 7 and counts.lines == 7 + counts.reasons["broken line"] == 8
+
+
+@pytest.mark.parametrize("wrap", [lambda record: {"products": [record] * 9}, lambda record: record])
+def test_an_array_inside_a_record_is_not_the_one_that_holds_the_records(tmp_path, wrap):
+    images = [{"name": f"{i}.jpg", "src": "https://example.com/" + "x" * 70} for i in range(900)]
+    (tmp_path / "a.json").write_text(json.dumps(wrap({"id": 1, "images": images, **ROWS[0]})), encoding="utf-8")
+    assert read(tmp_path, "a.json")[0] == [EXPECTED[0]]
+
+
+def test_a_name_with_a_star_and_a_folder_of_them(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "star*.jsonl").write_bytes(LINES)
+    assert read(tmp_path, "in/star*.jsonl")[0] == read(tmp_path, "in")[0] == EXPECTED
+
+
+def test_dates_that_python_has_not(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"title": ["Mug"], "description": ["A mug of steel."], "until": pa.array([10**7], pa.date32())})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet is Parquet that cannot be read"):
+        prepare([tmp_path / "a.parquet"], tmp_path / "data")
+
+
+def test_title_and_g_title_are_not_joined_and_references_to_controls_are_nothing(tmp_path):
+    root = rss()
+    for item, row in zip(root.iter("item"), ROWS, strict=True):
+        etree.SubElement(item, "title").text = f"{row['title']} | The shop"
+        etree.SubElement(item, "description").text = "Buy now"
+    data = etree.tostring(root).replace(b"<g:shipping>", b"<g:shipping>&#8;&#x1F;")
+    (tmp_path / "a.xml").write_bytes(data)
+    assert read(tmp_path, "a.xml")[0] == EXPECTED
+
+
+def test_blocks_are_as_small_for_long_texts_in_feeds():
+    block = _next_block({"title": "Mug", "content": "x" * 100_000} for _ in range(100))
+    assert len(block) <= BLOCK_BYTES // 100_000 + 1
+
+
+def test_rows_above_the_header_of_a_table(tmp_path):
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        file.write("Loja da Ana;;;;\n2026-01-02\n\n")
+        writer = csv.DictWriter(file, list(ROWS[0]), delimiter=";")
+        writer.writeheader()
+        writer.writerows(ROWS)
+    assert read(tmp_path, "a.csv")[0] == EXPECTED
+
+
+def test_samples_and_rows_that_are_never_closed_take_no_time_that_grows_with_their_square(tmp_path):
+    text = '{"products":[{"body_html":"' + '\\"' * 40_000 + '", "title": "x"'
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    rows = "".join(f'Monitor {i} 24" wide,"A monitor with the number {i}\n' for i in range(6_000))
+    good = "".join(f'Mug {i},"A mug with the number {i}, of steel"\n' for i in range(30))
+    (tmp_path / "b.csv").write_text(f"title,content\n{good}{rows}", encoding="utf-8")
+    for name in ("a.json", "b.csv"):
+        done = script("data_prep.py", tmp_path / name, "--output_dir", tmp_path / "data", "--no_report")
+        assert done.returncode in (0, 2)  # within the time limit of `script`
+
+
+def test_a_zip_with_a_content_xml_is_no_spreadsheet(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(**{"content.xml": etree.tostring(rss())}))
+    assert read(tmp_path, "a.zip")[0] == EXPECTED

@@ -4,8 +4,9 @@ of its loops or products takes is not known before."""
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import psutil
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from text.errors import DataError
 
 SECONDS, MOST_BYTES = 15, 1 << 30  # 1 s and 0.1 GB are what it takes
-MOST_CHARS = 10_000  # of a rendering; a pipe holds them
+MOST_CHARS = 10_000  # of a rendering
 
 _RENDER = f"""
 import json, sys
@@ -40,17 +41,21 @@ def rendered(tokenizer: PreTrainedTokenizerBase, chats: list[tuple[list[dict[str
     Raises DataError when it fails, or takes more than SECONDS or MOST_BYTES.
     """
     asked = {"template": tokenizer.get_chat_template(), "tokens": tokenizer.special_tokens_map, "chats": chats}
-    pipe, end = subprocess.PIPE, time.monotonic() + SECONDS
-    command = [sys.executable, "-I", "-c", _RENDER]  # -I: nothing from the folder one is in
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8") as child:
-        with child.stdin as way_in, suppress(BrokenPipeError):
-            json.dump(asked, way_in)
+    end = time.monotonic() + SECONDS
+    command = [sys.executable, "-P", "-c", _RENDER]  # -P: nothing from the folder one is in
+    with ExitStack() as stack:
+        way_in, out, said = (stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3))
+        json.dump(asked, way_in)
+        way_in.seek(0)
+        child = stack.enter_context(subprocess.Popen(command, stdin=way_in, stdout=out, stderr=said))
         while child.poll() is None:
             with suppress(psutil.Error):
                 if time.monotonic() > end or psutil.Process(child.pid).memory_info().rss > MOST_BYTES:
                     child.kill()
             time.sleep(0.01)
-        texts, errors = child.stdout.read(), child.stderr.read()
+        out.seek(0)
+        said.seek(0)
+        texts, errors = out.read(), said.read()
     if child.returncode:
         reason = (errors.strip().splitlines() or [f"it takes more than {SECONDS} s or {MOST_BYTES >> 30} GB"])[-1]
         raise DataError(f"The chat template of this model fails ({reason}): choose --template qa, inst or chat.")

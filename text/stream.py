@@ -39,7 +39,7 @@ class RecordFile:
         try:
             record = json.loads(self._file.read(end - start))
             return {key: str(record[key]) for key in ("uid", "title", "content")}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(
                 f"{self.path}, record {index + 1}: not an object with uid, title and content. "
                 "Prepare the file again: python data_prep.py INPUT"
