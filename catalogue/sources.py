@@ -73,7 +73,8 @@ def find_sources(inputs: list[Path], outputs: Collection[Path] = (), say: Say = 
                 " LF-Amazon comes from the Extreme Classification Repository (http://manikvarma.org/downloads/XC/"
                 "XMLRepository.html): LF-Amazon-1.3M, raw text; its trn.json.gz is the file to give here."
             )
-            hint = where_to_get_it if "trn" in path.name or "amazon" in path.name.lower() else ""
+            is_meant = ".json" in path.name or "amazon" in path.name.lower()
+            hint = where_to_get_it if is_meant else ""
             raise DataError(f"There is no file {one_line(path)}.{hint}")
         elif path.resolve() in ours:
             raise DataError(

@@ -41,6 +41,7 @@ def test_what_is_written_passes_it():
 
 
 @posix
+@pytest.mark.slow  # half a minute: a whole training
 def test_the_work_goes_on_when_nobody_reads(tmp_path, data, gpt2_folder):
     options = (
         f"--model {gpt2_folder} --data {data} --output_dir {tmp_path} --device cpu --max_steps 8 --logging_steps 1"
