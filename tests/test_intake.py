@@ -119,7 +119,8 @@ def test_several_preparations_at_once_leave_one_whole_set(tmp_path, writers, rou
         for process in processes:
             out, errors = process.communicate(timeout=60)
             assert process.returncode in (0, 2, -signal.SIGKILL), errors
-            assert ("is ready" in out) == (process.returncode == 0)
+            # One that was killed may have said so before, as the last thing that it did.
+            assert ("is ready" in out) == (process.returncode == 0) or process.returncode == -signal.SIGKILL
             assert process.returncode != 2 or "is being prepared into" in errors
         settle(tmp_path / "data")
         found = (tmp_path / "data" / "train.jsonl").read_bytes()

@@ -17,7 +17,8 @@ SECONDS, MOST_BYTES = 15, 1 << 30  # 1 s and 0.1 GB are what it takes
 MOST_CHARS = 10_000  # of a rendering
 
 _RENDER = f"""
-import json, sys
+import faulthandler, json, sys
+faulthandler.dump_traceback_later({2 * SECONDS}, exit=True)  # should nobody be there any more to end it
 from transformers.utils.chat_template_utils import render_jinja_template
 asked = json.load(sys.stdin)
 texts = []
@@ -48,6 +49,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, chats: list[tuple[list[dict[str
         json.dump(asked, way_in)
         way_in.seek(0)
         child = stack.enter_context(subprocess.Popen(command, stdin=way_in, stdout=out, stderr=said))
+        stack.callback(child.kill)  # after Ctrl-C too
         while child.poll() is None:
             with suppress(psutil.Error):
                 if time.monotonic() > end or psutil.Process(child.pid).memory_info().rss > MOST_BYTES:
