@@ -11,6 +11,7 @@ from catalogue.fields import Fields, choose_fields, one_line
 from catalogue.records import MAX_RECORD_BYTES, START_BYTES, Broken, Layout, TooLong
 
 SAMPLE_LINES = 50
+MOST_DEPTH = 12  # of objects among which the records are looked for
 _BEGINS = re.compile(rb'\s*(?:\{\s*(?:"|\}|\Z)|\[\s*(?:["{}\[\]0-9-]|\Z|true|false|null))')
 
 
@@ -67,10 +68,12 @@ def _arrays_inside(sample: bytes, given: Fields, certain: bool) -> list[bytes]:
         mark = token[0][:1]
         if mark == b'"' and token[2]:
             key = token[1]
-            names[tuple(way)].append(key)
+            if len(way) <= MOST_DEPTH:
+                names[tuple(way)].append(key)
         elif mark in b"{[":
             way.append(mark + key)
-            count[tuple(way)] += 1
+            if len(way) <= MOST_DEPTH:
+                count[tuple(way)] += 1
             key = b""
         elif mark in b"]}" and way:
             way.pop()

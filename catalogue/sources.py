@@ -196,7 +196,9 @@ def _tar(file: BinaryIO) -> tuple[tarfile.TarFile, list[str], Callable[[int], Bi
     archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  whoever calls this closes it
     members = [member for member in archive.getmembers() if not member.isdir()]
     # No device is a catalogue, nor a link to somewhere; a hard link is another name of a file in the archive.
-    names = [member.name if member.isfile() or member.islnk() else f"{member.name} (a link)" for member in members]
+    files = {member.name for member in members if member.isfile()}
+    is_there = [member.isfile() or (member.islnk() and member.linkname in files) for member in members]
+    names = [m.name if there else f"{m.name} (a link)" for m, there in zip(members, is_there, strict=True)]
     return archive, names, lambda place: archive.extractfile(members[place])
 
 

@@ -589,6 +589,24 @@ def test_samples_and_rows_that_are_never_closed_take_no_time_that_grows_with_the
         assert done.returncode in (0, 2)  # within the time limit of `script`
 
 
+def test_links_in_a_tar_and_objects_without_end(tmp_path):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        info = tarfile.TarInfo("a.jsonl")
+        info.size = len(LINES)
+        archive.addfile(info, io.BytesIO(LINES))
+        for name, target in (("b.jsonl", "a.jsonl"), ("c.jsonl", "../victim")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, target
+            archive.addfile(info)
+    (tmp_path / "a.tar").write_bytes(packed.getvalue())
+    said = []
+    counts = prepare([tmp_path / "a.tar"], tmp_path / "data", EVERY, say=said.append)
+    assert counts.lines == 14 and said[0].endswith("left alone: c.jsonl (a link)")
+    (tmp_path / "deep.jsonl").write_bytes(b'{"a":' * 12_000 + b"\n" + LINES)
+    assert read(tmp_path, "deep.jsonl")[0] == EXPECTED
+
+
 def test_a_zip_with_a_content_xml_is_no_spreadsheet(tmp_path):
     (tmp_path / "a.zip").write_bytes(zipped(**{"content.xml": etree.tostring(rss())}))
     assert read(tmp_path, "a.zip")[0] == EXPECTED
