@@ -70,11 +70,20 @@ def _end_with_parent() -> None:
 def interrupts_held() -> Iterator[None]:
     """What interrupts waits until the block is left: the start of a process, an import of C code that would turn the
     exception into another one; processes started in it never get a Ctrl-C (POSIX)."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    came, handlers = [], {number: signal.getsignal(number) for number in INTERRUPTS}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in handlers:  # for the mask alone does not hold it: another thread may be given the signal
+        signal.signal(number, lambda number, frame: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from catalogue.judge import Options, Reason, read_record, split_of
 from catalogue.outputs import SPLITS, settle
 from catalogue.prepare import prepare
 from catalogue.records import MAX_RECORD_BYTES
-from catalogue.workers import ordered
+from catalogue.workers import interrupts_held, ordered
 from text.errors import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -480,3 +481,20 @@ def test_near_duplicates_of_real_products_are_those_that_comparing_all_pairs_fin
         if all(len(own & other) / len(own | other) < THRESHOLD for other in kept):
             kept.append(own)
     assert prepare([source], tmp_path / "some").records == len(kept) < everyone.records - 30
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_what_interrupts_waits_until_the_block_is_left(name):
+    """Also where another thread is given the signal."""
+    number, reached = getattr(signal, name), []
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_held():
+            thread = threading.Thread(target=signal.raise_signal, args=[number])
+            thread.start()
+            thread.join()
+            signal.raise_signal(number)
+            reached.append(True)
+    finally:
+        signal.signal(number, before)
+    assert reached
