@@ -8,7 +8,7 @@ from functools import partial
 
 from text.errors import DataError
 
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16  # read at once, and looked at to tell what a file is
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before the next, with which it begins
@@ -102,6 +102,13 @@ def looks_like_cp1252(raw: bytes) -> bool:
     except UnicodeDecodeError:  # five bytes have no meaning in it
         return False
     return not any(_is_utf8(run) for run in runs)
+
+
+def cells_in_cp1252(cells: list[str]) -> list[str] | None:
+    """Cells with bytes that are not UTF-8, as lone surrogates, read as cp1252; None where they do not look like it."""
+    if not looks_like_cp1252("\n".join(cells).encode("utf-8", "surrogateescape")):
+        return None
+    return [cell.encode("utf-8", "surrogateescape").decode("cp1252") for cell in cells]
 
 
 def _is_utf8(raw: bytes) -> bool:

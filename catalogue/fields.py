@@ -12,6 +12,7 @@ NAMES = {
     "summary",
     "uid": "uid id asin sku handle codigo",
 }
+SAMPLE_ROWS = 20  # of a table, among which its header is
 # A pair stands for both fields or for none.
 PAIRS = ({"title": "instruction", "content": "output"}, {"title": "prompt", "content": "completion"})
 
@@ -43,6 +44,11 @@ def choose_fields(names: Sequence[str], given: Fields = Fields()) -> Fields:
         if name:
             chosen[field] = name if name in names else by_plain.get(_plain(name))
     return Fields(**chosen)
+
+
+def header_row(rows: Sequence[Sequence[str]], given: Fields) -> int:
+    """Which of the first `rows` of a table is its header: above it may stand the name of the shop, a date, nothing."""
+    return max(range(len(rows)), key=lambda row: (choose_fields(rows[row], given).found, any(rows[row])), default=0)
 
 
 def describe(fields: Fields, names: Iterable[str]) -> str:

@@ -15,9 +15,8 @@ import numpy as np
 
 from catalogue.clean import clean
 from catalogue.duplicates import digest, near_keys
-from catalogue.encoding import looks_like_cp1252
+from catalogue.encoding import cells_in_cp1252, looks_like_cp1252
 from catalogue.fields import Fields
-from catalogue.read_table import cells_in_cp1252
 from catalogue.records import Broken, Raw, TooLong
 from catalogue.sources import Source
 

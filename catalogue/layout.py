@@ -53,9 +53,10 @@ def _read_text(stream: io.BufferedReader, place: Source, fields: Fields, encodin
         raise DataError(f"{place} is a web page and no catalogue: open it in a spreadsheet program, save it as CSV.")
     if looks_like_xml(sample):
         return read_feed(stream, encoding, fields, place)
-    # The content does not say it for certain: where the first row does not either, its name decides.
-    name, (_, _, header, same) = place.name.lower(), table_in(sample, fields)
-    is_table = choose_fields(header, fields).found > 0 or name.endswith((".csv", ".tsv"))
-    if is_table or (len(header) > 1 and same > 0.8 and not name.endswith((".json", ".jsonl", ".ndjson"))):
-        return read_table(stream, fields)
+    # The content does not say it for certain: where the header does not either, its name decides.
+    name, table = place.name.lower(), table_in(sample, fields)
+    is_table = choose_fields(table.header, fields).found > 0 or name.endswith((".csv", ".tsv"))
+    looks_like_one = len(table.header) > 1 and table.same > 0.8
+    if is_table or (looks_like_one and not name.endswith((".json", ".jsonl", ".ndjson"))):
+        return read_table(stream, table)
     return Layout("JSON, an object a line", json_lines(stream))

@@ -51,7 +51,7 @@ class Counts:
     lines: int
     kept: dict[str, int]  # by split
     reasons: dict[str, int]  # by reason, all of them
-    as_cp1252: int = 0  # of the lines; they are not UTF-8, all others are
+    as_cp1252: int = 0  # of the lines: they are not UTF-8, and were read as cp1252
 
     @property
     def records(self) -> int:

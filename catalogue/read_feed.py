@@ -72,9 +72,8 @@ def _products(stream: io.BufferedReader, tag: str, encoding: str | None, place: 
 # What would act on the parser: an entity but the five of XML, which might stand for a file or for gigabytes, or is
 # HTML's; an & that is none; controls. All of it is text.
 _ACTIVE = re.compile(
-    rb"&#(?:x0*(?:[0-8bcef]|1[0-9a-f])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]));"
-    rb"|&(?!#\d{1,7};|#x[0-9a-f]{1,6};|(?:amp|lt|gt|quot|apos);)|[\x00-\x08\x0b\x0c\x0e-\x1f]",
-    re.IGNORECASE,
+    rb"&#(?:x0*(?:[0-8bcefBCEF]|1[0-9a-fA-F])|0*(?:[0-8]|1[124-9]|2[0-9]|3[01]));"
+    rb"|&(?!#\d{1,7};|#x[0-9a-fA-F]{1,6};|(?:amp|lt|gt|quot|apos);)|[\x00-\x08\x0b\x0c\x0e-\x1f]"
 )
 LONGEST_ENTITY = 10  # bytes
 
@@ -109,9 +108,9 @@ def _record(element: etree.Element) -> dict:
         if text := "".join(child.itertext()).strip():
             by_tag.setdefault(child.tag, []).append(text)
     record = {}
-    for tag in sorted(by_tag, key=lambda tag: tag.startswith(GOOGLE)):  # stable: else in their order, the last counts
+    for tag in sorted(by_tag, key=lambda tag: not tag.startswith(GOOGLE)):  # stable: else the first of them counts
         texts = by_tag[tag]
-        record[etree.QName(tag).localname] = texts[0] if len(texts) == 1 else texts
+        record.setdefault(etree.QName(tag).localname, texts[0] if len(texts) == 1 else texts)
     return record
 
 

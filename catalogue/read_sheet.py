@@ -4,14 +4,13 @@ import io
 from collections.abc import Iterator
 from itertools import islice
 
-from catalogue.fields import Fields, choose_fields, one_line
+from catalogue.fields import SAMPLE_ROWS, Fields, header_row, one_line
 from catalogue.records import Layout, Raw
 from catalogue.sources import Source, with_random_access
 from text.errors import DataError
 
 SHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")  # zip: .xlsx, .xlsb, .ods; OLE: .xls
 PARQUET = b"PAR1"
-HEADER_ROWS = 20  # among the first so many rows stands the header: above it the name of the shop, a date
 
 
 def read_spreadsheet(stream: io.BufferedReader, sheet: str | None, given: Fields, place: Source) -> Layout:
@@ -29,13 +28,13 @@ def read_spreadsheet(stream: io.BufferedReader, sheet: str | None, given: Fields
             names = workbook.sheet_names
             name = names[0] if sheet is None and names else sheet
             found = workbook.get_sheet_by_name(name) if name in names else None
-        except Exception as error:  # a library in Rust, with exceptions of its own and a panic that is none
+        except Exception as error:  # a library in Rust, with exceptions of its own
             raise DataError(f"{place} is no spreadsheet that can be read: {one_line(error)}.") from None
     if found is None:
         raise DataError(f"{place} has no sheet {name!r}; it has {_listed(names)}. Name one with --sheet.")
     rows = found.iter_rows()
-    head = [_cells(row) for row in islice(rows, HEADER_ROWS)]
-    at = max(range(len(head)), key=lambda row: (choose_fields(head[row], given).found, any(head[row])), default=0)
+    head = [_cells(row) for row in islice(rows, SAMPLE_ROWS)]
+    at = header_row(head, given)
     header = tuple(cell.strip() for cell in head[at]) if head else ()
     left = [other for other in names if other != name]
     what = f'a spreadsheet, sheet "{one_line(name)}"' + (f", {_listed(left)} left alone" if left else "")

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
+from operator import itemgetter
+from typing import NamedTuple
 
-from catalogue.encoding import looks_like_cp1252
-from catalogue.fields import Fields, choose_fields
+from catalogue.encoding import cells_in_cp1252
+from catalogue.fields import SAMPLE_ROWS, Fields, choose_fields, header_row
 from catalogue.records import MAX_RECORD_BYTES, START_BYTES, Broken, Layout, Raw, TooLong
 
 DELIMITERS, QUOTES = ",;\t|", "\"'"
-SAMPLE_ROWS = 20
-HEADER_ROWS = 10  # the header is among so many rows
 LIKE_A_DESCRIPTION = 20  # characters of the longest cell of a row
 MAX_LINES_OF_A_ROW = 1 << 18  # characters; a row of several lines that is longer has a quote that is never closed
 LEAST_OF_A_ROW = 1 << 12  # after many such rows
@@ -23,31 +23,40 @@ LEAST_OF_A_ROW = 1 << 12  # after many such rows
 _BEFORE_HEADER = re.compile(rb"\A(?:[ \t]*\r?\n)*(?:sep=.\r?\n)?(?:[ \t]*\r?\n)*")
 
 
-def read_table(stream: io.BufferedReader, given: Fields) -> Layout:
-    """`given` are the fields named by the user, which help to tell the header."""
-    sample = stream.peek()
-    sample = sample.removeprefix(stream.read(_BEFORE_HEADER.match(sample).end()))
-    dialect, above, header, _ = table_in(sample, given)
-    delimiter = {"\t": "tabs", " ": "spaces"}.get(dialect["delimiter"], f'"{dialect["delimiter"]}"')
-    escaped = "; quotes escaped by \\" if dialect["escapechar"] else ""
-    rows = islice(_rows(stream, dialect, len(header)), above + 1, None)
-    return Layout(f"a table, {delimiter} between its cells{escaped}", rows, header, first=above + 2)
+class Table(NamedTuple):
+    """How a text table is to be read."""
+
+    dialect: dict  # options of `csv.reader`
+    before: int  # bytes that come before its first row
+    above: int  # rows above its header
+    header: tuple[str, ...]
+    same: float  # the share of the rows that are as long
 
 
-def table_in(sample: bytes, given: Fields) -> tuple[dict, int, tuple[str, ...], float]:
-    """The dialect of a table, as options of `csv.reader`, the number of rows above its header, the header, and the
-    share of the rows that are as long.
+def read_table(stream: io.BufferedReader, table: Table) -> Layout:
+    """`table`: what `table_in` says of the beginning of `stream`."""
+    stream.read(table.before)
+    mark = table.dialect["delimiter"]
+    delimiter = {"\t": "tabs", " ": "spaces"}.get(mark, f'"{mark}"')
+    escaped = "; quotes escaped by \\" if table.dialect["escapechar"] else ""
+    rows = islice(_rows(stream, table.dialect, len(table.header)), table.above + 1, None)
+    return Layout(f"a table, {delimiter} between its cells{escaped}", rows, table.header, first=table.above + 2)
+
+
+def table_in(sample: bytes, given: Fields) -> Table:
+    """The table that begins with `sample`, were it one. `given` are the fields named by the user.
 
     Of the usual dialects, and the one that csv.Sniffer proposes (it alone would take the space behind each comma), the
     one whose header names the fields that are wanted, whose rows are of one length, and which has most columns.
     """
-    text = sample.decode("utf-8", "surrogateescape")
+    before = _BEFORE_HEADER.match(sample).end()
+    text = sample[before:].decode("utf-8", "surrogateescape")
     pairs = [(delimiter, quote) for quote in QUOTES for delimiter in DELIMITERS]
     with suppress(csv.Error):  # it cannot always tell, as with a single column
         sniffed = csv.Sniffer().sniff(text[:8192])
         if not sniffed.delimiter.isalnum() and sniffed.delimiter not in ". ":  # as it says of prose
             pairs.append((sniffed.delimiter, sniffed.quotechar))
-    tables = []  # (how good, dialect, rows above the header, header)
+    tables = []  # (how good, table)
     for delimiter, quote in pairs:
         # Spreadsheets write a quote inside a cell as "", databases as \".
         for escape in (None, "\\") if "\\" + quote in text else (None,):
@@ -56,21 +65,13 @@ def table_in(sample: bytes, given: Fields) -> tuple[dict, int, tuple[str, ...], 
             with suppress(csv.Error):
                 rows.extend(islice(csv.reader(io.StringIO(text, newline=""), **dialect), SAMPLE_ROWS + 1))
             rows = rows[: max(1, len(rows) - 1)] or [[]]  # the last one may be cut
-            headers = [tuple(cell.strip() for cell in cells_in_cp1252(row) or row) for row in rows[:HEADER_ROWS]]
-            found = [choose_fields(header, given).found for header in headers]
-            above = found.index(2) if 2 in found else 0  # above it the name of the shop, a date
-            header, rows = headers[above], rows[above + 1 :]
+            rows = [tuple(cell.strip() for cell in cells_in_cp1252(row) or row) for row in rows]
+            above = header_row(rows, given)
+            header, rows = rows[above], rows[above + 1 :]
             same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
-            tables.append(((found[above], same, len(header)), dialect, above, header))
-    (_, same, _), *table = max(tables, key=lambda table: table[0])  # of equal ones the first
-    return *table, same
-
-
-def cells_in_cp1252(cells: list[str]) -> list[str] | None:
-    """Cells with bytes that are not UTF-8, as lone surrogates, read as cp1252; None where they do not look like it."""
-    if not looks_like_cp1252("\n".join(cells).encode("utf-8", "surrogateescape")):
-        return None
-    return [cell.encode("utf-8", "surrogateescape").decode("cp1252") for cell in cells]
+            score = (choose_fields(header, given).found, same, len(header))
+            tables.append((score, Table(dialect, before, above, header, same)))
+    return max(tables, key=itemgetter(0))[1]  # of equal ones the first
 
 
 class _Lines:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from catalogue.encoding import CHUNK_BYTES
 from catalogue.fields import one_line
 from text.errors import DataError
 
@@ -23,7 +24,6 @@ TEXTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml")
 SUFFIXES = (*TEXTS, ".xlsx", ".xls", ".xlsb", ".ods", ".parquet")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz")
-CHUNK_BYTES = 1 << 16  # read at once, and looked at to tell what a file is
 MOST_NAMED = 20  # of what is left alone
 MOST_LAYERS = 4  # of packings one in another: trn.json.gz in a .tar.xz has three
 

@@ -1,10 +1,12 @@
 """Everything that a test needs is made in it: no network, no downloads, one thread, so that sums have one order."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -176,3 +178,11 @@ def script(name: str, *args, stdin: str = "", cwd: Path = ROOT) -> subprocess.Co
         cwd=cwd,
         timeout=300,
     )
+
+
+def zipped(**files: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return packed.getvalue()

@@ -3,11 +3,10 @@
 import gzip
 import io
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import script
+from conftest import script, zipped
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -39,14 +38,6 @@ def as_table(delimiter=",", newline="\r\n", products=PRODUCTS, quote='"') -> byt
     cells = [list(products[0]), *(list(p.values()) for p in products)]
     rows = [delimiter.join(quote + cell.replace(quote, 2 * quote) + quote for cell in row) for row in cells]
     return newline.join(rows).encode() + newline.encode()
-
-
-def zipped(**files: bytes) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return packed.getvalue()
 
 
 def read(folder: Path, *inputs: Path, options: Options = EVERY) -> list[dict]:
