@@ -47,11 +47,11 @@ def main(command: Command) -> int:
         add_lora(model, config)  # y = Wx becomes y = Wx + s B(Ax): W is frozen, the two thin matrices are trained
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    use_flat_batches(model, session)  # onto the device; records will lie end to end, without padding between them
+    use_flat_batches(model, session, encoder, data.train)  # onto the device; records will lie end to end, no padding
 
     # ---- plan: how many steps, how much at once, how much memory and disk; said before the first step
-    memory = measure_memory(session, model, summed_loss)
-    loss_fn = parallelize(model, summed_loss, machine.device, ranks)  # without --shard the same function
+    memory = measure_memory(session, model)
+    loss_fn = parallelize(model, summed_loss, machine, ranks)  # without --shard the same function
     plan = make_plan(session, data, model, encoder, memory)
     print(plan.table())
     if command.dry_run:
@@ -92,6 +92,7 @@ def main(command: Command) -> int:
         return loss_sum
 
     model.train()
+    micro_batcher.warm_up(forward_backward, config.records_per_step, config.max_length)  # on a GPU: the largest one
     for batch in metrics.progress_bar(train_loader):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate_at(state.step)  # up from 0 in the warm-up, then down to 0

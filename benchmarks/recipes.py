@@ -13,11 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch
 from shapes import SHAPES, build
 
 from model.lora import Lora
 from run.config import TrainConfig, read_recipe
-from run.device import pick_machine
+from run.device import Machine, pick_machine
 from run.memory import MemoryPlan, OutOfMemory, plan_memory
 
 GB = 2**30
@@ -50,12 +51,12 @@ def plan_of(config: TrainConfig, shape: str) -> MemoryPlan:
 
 
 def shallow_plan(config: TrainConfig, shape: str, blocks: int) -> MemoryPlan:
-    machine = pick_machine("cpu", "bf16")
+    host, card = pick_machine("cpu", "bf16"), Machine(torch.device("cuda"), "bf16", "a card that is not here")
     lora = Lora(config.lora_r, config.lora_alpha) if config.lora else None
-    model = build(shape, machine, {"num_hidden_layers": blocks}, lora, config.load_in_4bit)
+    model = build(shape, host, {"num_hidden_layers": blocks}, lora, config.load_in_4bit)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return plan_memory(model, machine)
+    return plan_memory(model, card)
 
 
 def on_card(plan: MemoryPlan, config: TrainConfig, card: float) -> str:

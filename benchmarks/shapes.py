@@ -4,8 +4,9 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from model.attention import use_flat_attention
+from model.half import cast_norms_once, halve_frozen
 from model.load import set_dropout
-from model.lora import Lora, round_frozen, wrap
+from model.lora import Lora, wrap
 from run.device import Machine
 
 SHAPES = {
@@ -41,7 +42,8 @@ def build(shape: str, machine: Machine, changes: dict, lora: Lora | None = None,
         if parameter.dtype == torch.float16:
             parameter.data = parameter.data.float()
     use_flat_attention(model)
-    round_frozen(model, machine.dtype)
+    halve_frozen(model, machine.dtype)
+    cast_norms_once(model, machine.dtype)
     return model.to(machine.device).train()
 
 

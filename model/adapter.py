@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -53,6 +53,11 @@ def save_adapter(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor
     (folder / CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     tensors = {f"{PREFIX}{name}.weight": weight.detach().contiguous() for name, weight in weights.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", **shape_of(model)})
+
+
+def saved_adapter(folder: Path) -> dict[str, Tensor]:
+    """What `save_adapter` wrote, by the names of the wrapped model."""
+    return {n.removeprefix(PREFIX).removesuffix(".weight"): w.clone() for n, w in load_file(folder / WEIGHTS).items()}
 
 
 def shape_of(model: PreTrainedModel) -> dict[str, str]:

@@ -19,26 +19,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 
 class Segments(NamedTuple):
     """Where each token of a flat micro-batch stands on the attention grid."""
 
-    slot: Tensor  # (T,) int64: row * longest + position
+    slot: Tensor  # (T,) int64: row * longest + position; made with the batch, on the host (text/batch.py)
     count: int  # n, the records
     longest: int  # L, the width of the grid
-
-
-def segments_of(lengths: list[int], position_ids: Tensor) -> Segments:
-    """`lengths` of the n records, `position_ids` (T,) restarting at 0 with each -> their `Segments`."""
-    device = position_ids.device
-    row = torch.repeat_interleave(
-        torch.arange(len(lengths), device=device),
-        torch.tensor(lengths, device=device),
-        output_size=len(position_ids),  # known here, so a GPU need not be asked
-    )
-    return Segments(slot=row * max(lengths) + position_ids, count=len(lengths), longest=max(lengths))
 
 
 def flat_attention(
@@ -61,6 +50,8 @@ def flat_attention(
     if s_aux is not None or softcap is not None:
         raise ValueError("flat attention has neither sinks nor capped scores")
     heads, kv_heads = query.shape[1], key.shape[1]
+    # Rotary positions leave fp32 even where the kernel computes in half precision: cast before the copies, not after.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     key, value = (x.repeat_interleave(heads // kv_heads, dim=1) if kv_heads < heads else x for x in (key, value))
     on_grid = scaled_dot_product_attention(
         *(to_grid(x, segments) for x in (query, key, value)),
@@ -77,13 +68,14 @@ def to_grid(x: Tensor, segments: Segments) -> Tensor:
     slot, count, longest = segments
     if count == 1:
         return x
-    rows = x[0].transpose(0, 1)  # (T, heads, head_dim)
+    rows = x.squeeze(0).transpose(0, 1)  # (T, heads, head_dim); the gradient of x[0] would be a zeroed copy
     grid = rows.new_zeros(count * longest, *rows.shape[1:]).index_copy_(0, slot, rows)
     return grid.view(count, longest, *rows.shape[1:]).transpose(1, 2)
 
 
+# In the registry of attention functions alone: for a name that its registry of masks does not know, transformers makes
+# none. For one it does know it first looks for packed sequences, and a GPU is waited for.
 AttentionInterface.register("flat", flat_attention)
-AttentionMaskInterface.register("flat", lambda *args, **kwargs: None)
 
 
 def use_flat_attention(model: PreTrainedModel) -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
@@ -26,6 +27,7 @@ from transformers.utils import cached_file, logging
 
 from model.adapter import adapter_base, is_adapter, load_adapter, save_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
+from model.hub import fetched
 from model.lora import lora_layers
 
 POCKET = "pocket"
@@ -39,11 +41,20 @@ def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:
     if not has_gpu:
         return POCKET, "there is no GPU, and pocket trains in minutes without one; --model distilgpt2 for the large one"
     try:
-        cached_file("distilgpt2", "model.safetensors")  # from the cache, else downloaded into it
+        fetched(cached_file, "distilgpt2", filename="model.safetensors")  # from the cache, else downloaded into it
         load_tokenizer("distilgpt2")
     except (ModelUnavailable, OSError, ValueError):
         return POCKET, "distilgpt2 is neither cached nor can it be downloaded now"
     return "distilgpt2", "there is a GPU"
+
+
+def stored_precision(name: str | Path) -> str:
+    """What the weights of a model are saved in, as "bfloat16"; of an adapter its base's; "" if it is not said."""
+    if is_adapter(name):
+        return stored_precision(adapter_base(name))
+    with loading(name):
+        dtype = fetched(AutoConfig.from_pretrained, name, trust_remote_code=False).dtype
+    return str(dtype or "").removeprefix("torch.")
 
 
 def load_model(
@@ -65,7 +76,7 @@ def load_model(
         load_adapter(model, Path(name))
         return model
     with loading(name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = fetched(AutoConfig.from_pretrained, name, trust_remote_code=False)
         check_blocks(Path(name), config)
     if config.model_type == "bert":
         config.is_decoder = True  # causal: it reads from left to right, as a baseline for decoders
@@ -74,7 +85,8 @@ def load_model(
         config.activation_function = "gelu_pytorch_tanh"  # the same formula in one kernel instead of eight
     nf4 = quantisation(config, four_bit, compute_dtype, name)
     with loading(name), quiet(when=Path(name).is_dir()):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = fetched(
+            AutoModelForCausalLM.from_pretrained,
             name,
             config=config,
             dtype=torch.float32,
@@ -90,6 +102,10 @@ def load_model(
     for parameter in model.parameters():
         # Out of the file, which is mapped into memory: Windows could not remove an old checkpoint that is still open.
         parameter.data = parameter.data.clone()
+        if getattr(
+            parameter, "quant_state", None
+        ):  # else 4-bit weights are unpacked to fp32 for each backward, then cast
+            parameter.quant_state.dtype = compute_dtype
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # Else bitsandbytes repacks 4-bit weights at their first evaluation on such a CPU: rounded once more, so a
@@ -128,15 +144,17 @@ def quantisation(
 ) -> BitsAndBytesConfig | None:
     """How `from_pretrained` is to round weights to 4 bits; None for others, and for those that are 4-bit already.
 
-    Raises `UnsupportedModel` for another kind of quantisation, `ModelUnavailable` without bitsandbytes.
+    Raises `UnsupportedModel` for another kind of quantisation, `ModelUnavailable` without the packages it takes.
     """
     stored = getattr(config, "quantization_config", None)
     if stored is None and not four_bit:
         return None
     if stored is not None and not stored.get("load_in_4bit"):
         raise UnsupportedModel(f"{name} is quantised by {stored.get('quant_method')}; only bitsandbytes 4-bit is read.")
-    if find_spec("bitsandbytes") is None:
-        raise ModelUnavailable("4-bit weights need the package bitsandbytes. Install it: pip install bitsandbytes")
+    packages = "bitsandbytes", "accelerate"  # transformers places 4-bit weights by the second
+    if missing := [package for package in packages if find_spec(package) is None]:
+        said = f"4-bit weights need the package{'s' * (len(missing) - 1)} {' and '.join(missing)}"
+        raise ModelUnavailable(f"{said}. Install: pip install {' '.join(packages)}")
     if stored is not None:
         stored["bnb_4bit_compute_dtype"] = str(compute_dtype).removeprefix("torch.")
         return None
@@ -153,7 +171,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if is_adapter(name):
         return load_tokenizer(adapter_base(name))
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = fetched(AutoTokenizer.from_pretrained, name, trust_remote_code=False)
         tokenizer("a")  # a setting of the wrong type shows only here
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:  # BERT's [CLS] text [SEP]
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
@@ -162,14 +180,19 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Names the weights beside an adapter, or all of them, by 256 values of each, evenly spread."""
+def fingerprint(model: PreTrainedModel, packed: bool = False) -> str:
+    """Names the weights beside an adapter, or all of them, by 256 values of each, evenly spread.
+
+    Of 4-bit weights by their shapes alone: a GPU and a CPU may round them differently. `packed`: by their bytes too,
+    as runs before 2026-11-27 were named.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for name, weight in model.named_parameters():
         if not name.endswith((".lora_A", ".lora_B")):
-            values = weight.detach().flatten()
-            some = values[:: max(1, len(values) // 256)][:256].float().cpu().numpy()
-            digest.update(f"{name.replace('.base.', '.')} {tuple(weight.shape)}".encode() + some.tobytes())
+            digest.update(f"{name.replace('.base.', '.')} {tuple(weight.shape)}".encode())
+            if packed or weight.is_floating_point():
+                values = weight.detach().flatten()
+                digest.update(values[:: max(1, len(values) // 256)][:256].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -212,6 +235,7 @@ def quiet(when: bool = True) -> Iterator[None]:
 @contextmanager
 def loading(name: str | Path) -> Iterator[None]:
     """What the hub, the network, the disk and the parsers raise, each their own, becomes `ModelUnavailable`."""
+    hub_logging.set_verbosity_error()  # what is worth knowing is said here
     try:
         yield
     except ModelUnavailable:

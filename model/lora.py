@@ -86,16 +86,6 @@ def wrap(model: PreTrainedModel, lora: Lora, seed: int = 0) -> list[str]:
     return names
 
 
-def round_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Keep the weights beside the adapters in `dtype`, the one that autocast multiplies in.
-
-    It would round them to the same numbers at every use, and keep both. Without autocast such a model cannot compute.
-    """
-    for layer in lora_layers(model).values():
-        if layer.base.weight.is_floating_point():  # 4-bit weights are bytes
-            layer.base.to(dtype)
-
-
 def unwrap(model: PreTrainedModel) -> None:
     """Take the adapter out: the base model is back as it was."""
     for name, layer in lora_layers(model).items():

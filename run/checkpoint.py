@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model.adapter import saved_adapter
 from model.load import load_model, save_model, weights_to_save
 from run.files import DamagedCheckpoint, check_free_space, read_json, whole_folder, write_json
 from run.folders import CONFIG, OPTIMIZER, best_checkpoints, first_whole, go_back_to, remove_old_checkpoints, versions
@@ -110,10 +111,11 @@ class CheckpointManager:
         best = session.ranks.from_main(lambda: first_whole(best_checkpoints(session.folder)))
         if best is None:
             return
-        lowest = load_model(best, four_bit=session.config.load_in_4bit)
-        ours, its = ([p for p in model.parameters() if p.requires_grad] for model in (self.model, lowest))
-        for weight, its_weight in zip(ours, its, strict=True):
-            weight.data.copy_(placed_like(its_weight, weight))
+        # Of an adapter's checkpoint the adapter alone: its base is there already, and on a card it would not fit twice.
+        ours = weights_to_save(self.model)
+        its = saved_adapter(best) if session.config.lora else load_model(best).state_dict()
+        for name, weight in ours.items():
+            weight.data.copy_(placed_like(its[name], weight))
         print(f"The validation loss was lowest at {best.name}: that is the final model.")
 
     def save_final(self) -> None:

@@ -63,4 +63,5 @@ def make_train_loader(
     config, ranks, done = session.config, session.ranks, state.step
     steps = records_of_steps(data.train, session.records_per_step, config.seed, done, total_steps)
     steps = with_questions(steps, encoder.template.questions, config.question_share, config.seed, done)
-    return step_batches(steps, encoder, state.micro_batch_tokens, ranks.rank, ranks.size)
+    on_gpu = session.machine.device.type == "cuda"
+    return step_batches(steps, encoder, state.micro_batch_tokens, ranks.rank, ranks.size, pin_memory=on_gpu)

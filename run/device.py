@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -34,13 +34,26 @@ class Machine:
         """Mixed precision over fp32 master weights; in fp32 a context that does nothing."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
+    def on_host(self) -> "Machine":
+        """For what is computed before a model is moved to its devices: the CPU, with numbers of as many bytes."""
+        precision = "bf16" if self.precision == "fp16" and self.device.type != "cpu" else self.precision
+        return replace(self, device=torch.device("cpu"), precision=precision)
+
     def grad_scaler(self) -> torch.amp.GradScaler:
         """Keeps small fp16 gradients from vanishing; in every other precision it passes numbers through."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        # It makes its scale at its first use. A rank without a record in the first step would have none to unscale by.
+        scaler.scale(torch.zeros((), device=self.device))
+        return scaler
 
 
-def pick_machine(device: str = "auto", precision: str = "auto") -> Machine:
-    """Raises `EnvironmentFault` when the wanted device or precision is not to be had."""
+def pick_machine(device: str = "auto", precision: str = "auto", stored: str = "") -> Machine:
+    """`stored`: what the weights of the model are saved in, as "bfloat16", where that is known.
+
+    On a GPU auto is fp16, which each has and which is the more exact, and bf16 for weights that were trained in it if
+    the GPU computes in it natively: such a model may have numbers beyond fp16's 65,504. Raises `EnvironmentFault` when
+    the wanted device or precision is not to be had.
+    """
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise EnvironmentFault(f"--device cuda: {why_no_cuda() or 'no NVIDIA GPU was found.'}")
@@ -51,12 +64,20 @@ def pick_machine(device: str = "auto", precision: str = "auto") -> Machine:
         precision = "fp32" if precision == "auto" else precision
         return Machine(torch.device("cpu"), precision, f"CPU, {torch.get_num_threads()} threads", hint)
 
-    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not has_bf16:
         raise EnvironmentFault("This GPU has no bf16. Leave --precision at auto: fp16 is as good here.")
+    if precision == "auto":
+        precision = "bf16" if stored == "bfloat16" and has_bf16 else "fp16"
+    # cuDNN's attention, first in the order of newer cards, makes a plan for each new shape, which is each step here.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    # Long sums (50,257 terms in the head's) stay in fp32; by default cuBLAS may add up parts of them in half precision.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     index = torch.cuda.current_device()  # under torchrun each process has chosen its own
     properties = torch.cuda.get_device_properties(index)
     name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GB"
-    return Machine(torch.device("cuda", index), "fp16" if precision == "auto" else precision, name)
+    return Machine(torch.device("cuda", index), precision, name)
 
 
 def keep_freed_memory(device: torch.device) -> None:
@@ -89,13 +110,18 @@ def _glibc(device: torch.device) -> ctypes.CDLL | None:
 
 def why_no_cuda() -> str:
     """One sentence when an NVIDIA driver is there but this torch cannot use it; else nothing."""
-    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+    if not shutil.which("nvidia-smi"):
+        return ""
+    if torch.version.cuda is None:
         where = "on Windows pip's default torch is CPU-only" if sys.platform == "win32" else "this torch is CPU-only"
         return (
             f"An NVIDIA driver is here, but {where}: install the CUDA build with the command from "
             "pytorch.org/get-started/locally, then start again."
         )
-    return ""
+    return (
+        f"An NVIDIA driver is here, but this torch, made for CUDA {torch.version.cuda}, cannot use it: most often it "
+        "is too old. Update the driver, or install the build for an older CUDA from pytorch.org/get-started/locally."
+    )
 
 
 def held_memory(device: torch.device) -> int:

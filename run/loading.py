@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model.attention import use_flat_attention
+from model.half import cast_norms_once, computable_on, halve_frozen
 from model.linear import use_onednn
 from model.load import (
     POCKET_VOCABULARY,
@@ -17,17 +18,18 @@ from model.load import (
     load_tokenizer,
     pocket_model,
 )
-from model.lora import Lora, lora_layers, round_frozen, wrap
-from model.loss import check_flat_loss
+from model.lora import Lora, lora_layers, wrap
+from model.loss import check_flat_loss, check_precision
 from run.cli import UsageError
 from run.config import TrainConfig
 from run.device import Machine
 from run.session import Session
-from text.batch import Encoder, sample_batch
+from text.batch import Encoder, flat_batches, sample_batch
 from text.bpe import train_bpe
 from text.stream import RecordFile
 from text.template import Template, choose_template, fit_tokenizer, template_of_run
 
+RECORDS_TO_TRY = 4  # before training, in the precision that it will have
 RECORDS_FOR_BPE = 50_000  # of the training split: more of them find the same 3,072 pieces
 
 
@@ -84,8 +86,8 @@ def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrai
     if has_adapter and not session.checkpoint and not config.lora:
         raise UsageError(f"{name} is an adapter. Train it further with --lora, or merge it first: python export.py.")
     session.base_weights = fingerprint(model)
-    base_is_loaded = config.lora or not session.checkpoint
-    if not session.is_new and base_is_loaded and session.saved["base_weights"] != session.base_weights:
+    base_is_loaded, known = config.lora or not session.checkpoint, (session.base_weights, fingerprint(model, True))
+    if not session.is_new and base_is_loaded and session.saved["base_weights"] not in known:
         raise UsageError(f"{run} was trained from other weights than those that {name} has now: bring them back.")
     check_window(model.config, config.max_length, name)
     check_tokens(model, tokenizer, name)
@@ -106,13 +108,26 @@ def add_lora(model: PreTrainedModel, config: TrainConfig) -> None:
         wrap(model, lora, config.seed)
 
 
-def use_flat_batches(model: PreTrainedModel, session: Session) -> None:
+def use_flat_batches(model: PreTrainedModel, session: Session, encoder: Encoder, train_file: RecordFile) -> None:
     """Onto the device, where it takes records end to end from here on.
 
-    Raises `UnsupportedModel` when it does not give for them what it gives for each record alone.
+    Raises `UnsupportedModel` when it does not give for them what it gives for each record alone, or when the first
+    records have no finite loss in the precision of the machine.
     """
-    # Too large for one device, a model is measured on the host, and divided after that.
-    use_onednn(model.to("cpu" if session.ranks.sharded else session.machine.device))
-    check_flat_loss(model, sample_batch().to(model.device), session.config.model_name_or_path)
-    use_flat_attention(model)
-    round_frozen(model, session.machine.dtype)
+    name, machine = session.config.model_name_or_path, session.machine
+    # Half of the weights' bytes before the card sees them, which could be too small for the whole.
+    halve_frozen(model, machine.dtype)
+    cast_norms_once(model, machine.dtype)
+    if session.ranks.sharded:  # too large for one device: it is measured on the host, and divided after that
+        machine = machine.on_host()
+    with computable_on(machine.device, model):
+        model.to(machine.device)
+        if session.machine.device.type == "cpu":
+            use_onednn(model)
+        with machine.autocast():
+            check_flat_loss(model, sample_batch().to(machine.device), name)
+            use_flat_attention(model)
+            some = encoder.rows([train_file[i] for i in range(min(len(train_file), RECORDS_TO_TRY))])
+            check_precision(
+                model, [batch.to(machine.device) for batch in flat_batches(some, 1)], name, machine.precision
+            )

@@ -113,6 +113,7 @@ class MetricLogger:
             "grad_norm": grad_norm.item(),  # of this step, before clipping
             "learning_rate": plan.learning_rate_at(state.step - 1),
             "skipped_steps": state.skipped_steps,  # since the start
+            "overflows": state.overflows,  # likewise
             "answer_tokens_per_second": supervised / seconds,
             "data_wait": waited / seconds,  # share of the time in which the loop waited for records
             "eta_seconds": eta_seconds(

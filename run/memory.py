@@ -8,6 +8,7 @@ What CUDA and the libraries hold is not in the plan: the free memory that it is 
 All sizes are bytes. Only the activations depend on the micro-batch, so one that fits is found before the first step.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from model.loss import CHUNK_ROWS, summed_loss
+from model.cross_entropy import CHUNK_ROWS
+from model.half import computable_on
+from model.loss import summed_loss
 from run.device import Machine
 from text.batch import blank_batch
 
@@ -107,15 +110,22 @@ def gigabytes(count: int) -> str:
 WAYS_OUT = "The cheapest ways out, in this order: close other programs, --lora, --load_in_4bit, a shorter --max_length."
 
 
-def plan_memory(model: PreTrainedModel, machine: Machine, loss_fn: Callable = summed_loss) -> MemoryPlan:
-    """What a step of `model`, which is in training mode and takes flat batches, will take on its device.
+def plan_memory(model: PreTrainedModel, machine: Machine) -> MemoryPlan:
+    """What a step of `model`, which is in training mode and takes flat batches, will take on `machine`.
 
-    In training mode because only then dropout and checkpointing take what they will take. Draws random numbers.
+    In training mode because only then dropout and checkpointing take what they will take. Draws random numbers. A model
+    that is still on the host is measured there, with the layout of the loss and with numbers of the size that it will
+    have on the machine.
     """
+    here = machine if machine.device.type == model.device.type else machine.on_host()
+    with computable_on(here.device, model):
+        return _measured(model, here, machine.device.type)
 
+
+def _measured(model: PreTrainedModel, here: Machine, device_type: str) -> MemoryPlan:
     def forward(tokens: int) -> Tensor:
-        with machine.autocast():
-            return loss_fn(model, blank_batch(2, tokens // 2).to(model.device))
+        with here.autocast():
+            return summed_loss(model, blank_batch(2, tokens // 2).to(here.device), device_type=device_type)
 
     head = model.get_output_embeddings().weight
     parameters = list(model.parameters())
@@ -135,7 +145,7 @@ def plan_memory(model: PreTrainedModel, machine: Machine, loss_fn: Callable = su
         weights=sum(bytes_of(p) for p in parameters),
         gradients=4 * trainable,
         optimizer=8 * trainable,
-        logits=int(much.passing + chunk_per_token * (CHUNK_ROWS - many)),
+        logits=int(much.passing + chunk_per_token * (CHUNK_ROWS[device_type] - many)),
         embedding_gradient=4 * head.numel() if head.requires_grad else 0,
         kept=int(little.total - per_token * few),
         activations_per_token=per_token,
@@ -184,9 +194,24 @@ def seen_in_forward(model: PreTrainedModel, tokens: int, forward: Callable[[int]
     return Forward(Counter(kept.values()), passing)
 
 
+def load_kernels(model: PreTrainedModel, machine: Machine) -> None:
+    """A small forward, backward and step. CUDA loads each kernel at its first use, into memory that the allocator knows
+    nothing of; after this, free memory is what it will be. Draws random numbers."""
+    with machine.autocast():
+        loss = summed_loss(model, blank_batch(2, max(PROBE_TOKENS) // 2).to(machine.device))
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    single = torch.nn.Parameter(torch.zeros(1, device=machine.device))
+    single.grad = torch.zeros_like(single)
+    torch.optim.AdamW([single], fused=True).step()
+
+
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still take."""
+    """Bytes that this process can still take. On CUDA the blocks that torch holds for nothing are given back first:
+    the driver counts them as taken."""
     if device.type == "cuda":
+        gc.collect()  # 4-bit weights refer to their layer and it to them
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from run.memory import WAYS_OUT, OutOfMemory
 from run.ranks import Ranks
 from run.state import TrainState
-from text.batch import FlatBatch, StepBatch, idle_batch
+from text.batch import FlatBatch, Row, StepBatch, idle_batch, step_batch
 
 T = TypeVar("T")
 
@@ -23,6 +23,19 @@ class MicroBatcher:
 
     def __init__(self, state: TrainState, optimizer: torch.optim.Optimizer, device: torch.device, ranks: Ranks):
         self.state, self.optimizer, self.device, self.ranks = state, optimizer, device, ranks
+
+    def warm_up(self, forward_backward: Callable, records: int, longest: int) -> None:
+        """On a GPU: one micro-batch of the planned size, of at most `records` that have `longest` tokens; taken back.
+
+        What does not fit is found now, and the allocator holds blocks of the largest size before smaller ones come.
+        """
+        if self.device.type != "cuda" or self.ranks.sharded:
+            return
+        random_state, tokens = get_random_state(self.device), self.state.micro_batch_tokens
+        rows = [Row("", [0] * longest, 1)] * max(1, min(records, tokens // longest))
+        self.run(forward_backward, step_batch(rows, tokens))
+        self.optimizer.zero_grad(set_to_none=True)
+        set_random_state(random_state, self.device)
 
     def run(self, forward_backward: Callable[[list[FlatBatch], int], Tensor], batch: StepBatch) -> Tensor:
         """Collective if the model is sharded. `forward_backward(micro_batches, supervised tokens)`, begun again in
@@ -45,6 +58,8 @@ class MicroBatcher:
             tokens = self.state.micro_batch_tokens
             tqdm.write(f"Out of memory: from here on {tokens} tokens at a time; the same records again.")
             self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # blocks of the failed attempt's sizes are of no use to smaller pieces
             set_random_state(random_state, self.device)
 
 
@@ -77,8 +92,10 @@ def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float, s
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of the device, or of the CPU's allocator, which has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Of the device, or of the CPU's allocator, which has no exception of its own. Nor have the libraries of CUDA: they
+    say `CUDA error: out of memory`, `CUBLAS_STATUS_ALLOC_FAILED` and the like."""
+    said = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def get_random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

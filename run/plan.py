@@ -1,11 +1,11 @@
 """What a run will do, said before its first step: steps, learning rate, micro-batch, memory, disk."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
 from run.cli import UsageError
@@ -14,7 +14,7 @@ from run.data import Data
 from run.device import begin_peak, held_memory
 from run.files import check_free_space
 from run.folders import step_of
-from run.memory import MemoryPlan, free_memory, plan_memory, stay_on_the_card
+from run.memory import MemoryPlan, free_memory, load_kernels, plan_memory, stay_on_the_card
 from run.session import Session
 from run.shard import divided
 from run.units import short, size, table
@@ -78,10 +78,20 @@ def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float
     return peak * (0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress)
 
 
-def measure_memory(session: Session, model: PreTrainedModel, loss_fn: Callable) -> MemoryPlan:
-    """What a step takes on one rank. Draws random numbers when dropout is on."""
-    memory = plan_memory(model.train(), session.machine, loss_fn)
-    return divided(memory, model, session.ranks.size) if session.ranks.sharded else memory
+def measure_memory(session: Session, model: PreTrainedModel) -> MemoryPlan:
+    """Collective. What a step takes on one rank. Draws random numbers when dropout is on."""
+    ranks, machine = session.ranks, session.machine
+    memory = plan_memory(model.train(), machine)
+    if ranks.size > 1:
+        ranks.sum(torch.zeros((), device=machine.device))  # NCCL takes what it needs at the first collective operation
+    if ranks.sharded:
+        return divided(memory, model, ranks.size, machine.dtype)
+    if machine.device.type == "cuda":
+        load_kernels(model, machine)
+    if ranks.size > 1:  # DistributedDataParallel sums in buckets, a copy of all gradients
+        buckets = memory.gradients
+        memory = replace(memory, kept=memory.kept + buckets, embedding_gradient=memory.embedding_gradient + buckets)
+    return memory
 
 
 def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Encoder, memory: MemoryPlan) -> TrainPlan:

@@ -35,8 +35,13 @@ def start_ranks() -> "Ranks":
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     backend = "gloo"
     if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise RankLost(
+                f"There are {torch.cuda.device_count()} GPUs here: torchrun --nproc_per_node at most that many."
+            )
         torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"  # what the host has to tell the other hosts does not wait for the devices
+        if dist.is_nccl_available():  # not on Windows, where gloo sums what lies on the devices too, through the host
+            backend = "cpu:gloo,cuda:nccl"  # what the host has to tell the other hosts does not wait for the devices
     with lost_rank_is_a_sentence():
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     if rank > 0:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from model.load import POCKET, choose_model
+from model.load import POCKET, choose_model, stored_precision
 from run.cli import UsageError
 from run.config import Command, TrainConfig, resumed, with_model_defaults
 from run.device import Machine, keep_freed_memory, pick_machine
@@ -57,7 +57,8 @@ class Session:
         name = self.config.model_name_or_path
         base = "base" if self.from_scratch else str(Path(name).resolve()) if Path(name).is_dir() else name
         saved = {"options": asdict(self.config), "base_model": base, "base_weights": self.base_weights}
-        return saved | {"ranks": self.ranks.size, "versions": versions(), "data": data}
+        saved |= {"ranks": self.ranks.size, "precision": self.machine.precision}
+        return saved | {"versions": versions(), "data": data}
 
 
 def open_session(command: Command) -> Session:
@@ -78,6 +79,9 @@ def open_session(command: Command) -> Session:
     keep_freed_memory(machine.device)
     has_gpu = machine.device.type == "cuda"
     name, why = ranks.from_main(lambda: choose_model(config.model_name_or_path, has_gpu))
+    if has_gpu and name != POCKET:
+        stored = ranks.from_main(lambda: stored_precision(name))
+        machine = pick_machine(config.device, config.precision, stored)
     if config.shard and ranks.size == 1 and (folder is None or "shard" in command.given):
         raise UsageError("--shard divides a model among processes: torchrun --nproc_per_node=N train.py --shard")
     ranks = replace(ranks, sharded=config.shard and ranks.size > 1)

@@ -12,40 +12,54 @@ from types import MethodType
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from model.half import embeddings_in_fp32
 from model.lora import blocks_of
+from run.device import Machine
 from run.memory import MemoryPlan
 from run.ranks import Ranks, whole
 
 
-def divided(plan: MemoryPlan, model: PreTrainedModel, ranks: int) -> MemoryPlan:
+def divided(plan: MemoryPlan, model: PreTrainedModel, ranks: int, dtype: torch.dtype) -> MemoryPlan:
     """What one of the ranks takes, by the plan of the whole model: its part of the state, and what is gathered for a
-    while: two blocks, one of them ahead of its turn, and all that is outside of the blocks, with their gradients."""
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks_of(model)]
-    gathered = plan.weights - sum(sizes) + 2 * max(sizes)
+    while, in `dtype`: two blocks, one of them ahead of its turn, and all that is outside of the blocks, with their
+    gradients."""
+    sizes = [
+        sum(p.numel() * min(p.element_size(), dtype.itemsize) for p in block.parameters()) for block in blocks_of(model)
+    ]
+    whole_size = sum(p.numel() * min(p.element_size(), dtype.itemsize) for p in model.parameters())
+    gathered = whole_size - sum(sizes) + 2 * max(sizes)
+    # The whole model's forward keeps a copy in half precision of each fp32 matrix; here that is what is gathered.
+    trained = [p for block in blocks_of(model) for p in block.parameters() if p.dtype == torch.float32 and p.ndim > 1]
+    copies = sum(dtype.itemsize * p.numel() for p in trained) if dtype != torch.float32 else 0
     return replace(
         plan,
         weights=plan.weights // ranks,
         gradients=plan.gradients // ranks,
         optimizer=plan.optimizer // ranks,
-        kept=plan.kept + gathered + gathered * plan.gradients // plan.weights,
+        kept=max(0, plan.kept - copies) + gathered + gathered * plan.gradients // plan.weights,
     )
 
 
-def parallelize(model: PreTrainedModel, loss_fn: Callable, device: torch.device, ranks: Ranks) -> Callable:
+def parallelize(model: PreTrainedModel, loss_fn: Callable, machine: Machine, ranks: Ranks) -> Callable:
     """Collective. Divide `model` among the ranks, onto their devices, block by block; returns `loss_fn(model, batch)`
     for it. What is not sharded stays as it is.
 
-    Gradients are summed over the ranks, not averaged: the loss is divided by the tokens of all of them already.
+    Gradients are summed over the ranks, not averaged: the loss is divided by the tokens of all of them already. In half
+    precision the weights are gathered so, half of the bytes on their way; cast by autocast after they came, the copies
+    would stay for the backward, and with them the whole model on each rank.
     """
     if not ranks.sharded:
         return loss_fn
-    mesh = init_device_mesh(device.type, (ranks.size,))
+    mesh, policy = init_device_mesh(machine.device.type, (ranks.size,)), MixedPrecisionPolicy(cast_forward_inputs=False)
+    if machine.dtype != torch.float32:
+        policy = replace(policy, param_dtype=machine.dtype, reduce_dtype=torch.float32)
+        embeddings_in_fp32(model)
     for part in (*blocks_of(model), model):
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)

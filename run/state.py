@@ -13,8 +13,9 @@ class TrainState:
     loss_sum: Tensor  # () fp64 on the device: nats since the last entry of the log
     supervised: Tensor  # () fp64 on the device: the tokens that `loss_sum` is the loss of
     step: int = 0  # optimizer steps that are done
-    skipped_steps: int = 0  # of them, those that changed nothing (run/guard.py)
+    skipped_steps: int = 0  # of them, those of bad numbers, that changed nothing (run/guard.py)
     skipped_in_a_row: int = 0
+    overflows: int = 0  # steps that changed nothing because fp16's loss scale was too large, and was halved
     micro_batch_tokens: int = 0  # at once; fewer after an out-of-memory error (run/micro_batch.py)
 
     @classmethod
@@ -39,6 +40,7 @@ class TrainState:
 
     def load_json(self, values: dict) -> None:
         """Take every field from `values`. Raises `KeyError`, `TypeError` or `ValueError` when one is not a number."""
+        values = {"overflows": 0} | values  # checkpoints before 2026-11-27 counted them among `skipped_steps`
         for f in fields(self):
             if f.type is Tensor:
                 getattr(self, f.name).fill_(float(values[f.name]))

@@ -12,8 +12,9 @@ from conftest import RECORDS, logged, stopped_at, tiny_gpt2, write_data
 from safetensors.torch import load_file
 
 from model.attention import use_flat_attention
+from model.half import halve_frozen
 from model.linear import use_onednn
-from model.lora import Lora, round_frozen, wrap
+from model.lora import Lora, wrap
 from model.loss import summed_loss
 from run.cli import run_script
 from run.device import begin_peak, held_memory, peak_memory, pick_machine
@@ -49,7 +50,7 @@ def test_the_plan_is_within_15_percent_of_what_a_step_takes(
     machine = pick_machine("cpu", precision)
     if lora:
         wrap(model, Lora())
-        round_frozen(model, machine.dtype)
+        halve_frozen(model, machine.dtype)
     if checkpointed:
         model.activation_checkpointing_enable({"use_reentrant": False})
     use_onednn(model)

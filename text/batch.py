@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -32,15 +32,21 @@ class FlatBatch:
 
     ids: Tensor  # (T,) int64
     position_ids: Tensor  # (T,) int64, restarting at 0 with each record
+    slot: Tensor  # (T,) int64: the place of each token where the records stand one below the other
     lengths: list[int]  # n, summing to T
     rows: Tensor  # (S,) int64: the places whose next token is supervised
     targets: Tensor  # (S,) int64: those tokens
 
     def to(self, device: torch.device) -> "FlatBatch":
-        if device.type == "cpu":
-            return self
-        names = ("ids", "position_ids", "rows", "targets")
-        return replace(self, **{n: getattr(self, n).pin_memory().to(device, non_blocking=True) for n in names})
+        """Copied while the host goes on, if it is `pinned`."""
+        return self if device.type == "cpu" else self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pinned(self) -> "FlatBatch":
+        """In memory of the host that a GPU can copy from by itself. It takes a while, so it is done ahead."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "FlatBatch":
+        return replace(self, **{name: change(value) for name, value in vars(self).items() if name != "lengths"})
 
 
 @dataclass(frozen=True)
@@ -158,14 +164,16 @@ class Encoder:
 
 def flatten(rows: list[Row]) -> FlatBatch:
     """Rows to one flat batch. The first token of a record is predicted by nothing, so it is never a target."""
-    ids, positions, predicting = [], [], []
-    for row in rows:
-        start = len(ids)
+    lengths = [len(row.ids) for row in rows]
+    ids, positions, slots, predicting = [], [], [], []
+    for number, row in enumerate(rows):
+        start, slot = len(ids), number * max(lengths)
         ids += row.ids
         positions += range(len(row.ids))
+        slots += range(slot, slot + len(row.ids))
         predicting += range(start + max(row.first_supervised, 1) - 1, start + len(row.ids) - 1)
     ids, places = torch.tensor(ids), torch.tensor(predicting, dtype=torch.int64)
-    return FlatBatch(ids, torch.tensor(positions), [len(row.ids) for row in rows], places, ids[places + 1])
+    return FlatBatch(ids, torch.tensor(positions), torch.tensor(slots), lengths, places, ids[places + 1])
 
 
 def split_by_tokens(rows: list[Row], token_budget: int) -> list[list[Row]]:
@@ -231,10 +239,20 @@ def step_batch(rows: list[Row], micro_batch_tokens: int, rank: int = 0, ranks: i
 
 
 def step_batches(
-    steps: Iterable[list[dict[str, str]]], encoder: Encoder, micro_batch_tokens: int, rank: int = 0, ranks: int = 1
+    steps: Iterable[list[dict[str, str]]],
+    encoder: Encoder,
+    micro_batch_tokens: int,
+    rank: int = 0,
+    ranks: int = 1,
+    pin_memory: bool = False,
 ) -> Iterator[StepBatch]:
-    """The batch of each step, made in one background thread, a few steps ahead of the loop."""
-    return ahead(step_batch(encoder.rows(records), micro_batch_tokens, rank, ranks) for records in steps)
+    """The batch of each step, made in one background thread, a few steps ahead of the loop; pinned for a GPU."""
+
+    def made(records: list[dict[str, str]]) -> StepBatch:
+        batch = step_batch(encoder.rows(records), micro_batch_tokens, rank, ranks)
+        return replace(batch, prepared=[b.pinned() for b in batch.prepared]) if pin_memory else batch
+
+    return ahead(map(made, steps))
 
 
 def ahead(items: Iterable, depth: int = 4) -> Iterator:

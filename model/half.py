@@ -1,0 +1,66 @@
+"""Half precision under autocast: weights that are not trained take two bytes each, and nothing is cast twice.
+
+Autocast multiplies in fp16 or bf16 what lies in fp32, and casts it at every use. What is frozen can lie in half
+precision from the beginning, and what several layers read can be cast once. The residual stream stays fp32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from model.lora import blocks_of
+
+# What feeds nothing but linear layers, in GPT-2 and in Llama, Qwen2 and Mistral. Other architectures have norms whose
+# output joins the residual stream, which must not be rounded, some of them by the same names beside others.
+NORMS_BEFORE_LAYERS = ({"ln_1", "ln_2"}, {"input_layernorm", "post_attention_layernorm"})
+
+
+def halve_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Keep matrices that need no gradient, the embeddings and the head among them, in `dtype`, the one of autocast.
+
+    Without autocast such a model cannot compute. For a model that is only asked freeze it first. fp32 changes nothing.
+    """
+    if dtype == torch.float32:
+        return
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or module.weight.requires_grad:
+            continue
+        if module.weight.is_floating_point():  # 4-bit weights are bytes
+            module.to(dtype)
+    embeddings_in_fp32(model)
+
+
+def embeddings_in_fp32(model: PreTrainedModel) -> None:
+    """Whatever the embeddings lie in, the residual stream begins in fp32."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(lambda module, inputs, output: output.float())
+
+
+def cast_norms_once(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let the norms before linear layers return `dtype`. The layers after them, three after one norm in Llama, would
+    each cast the same fp32 numbers and keep their own copy; the results are the same ones."""
+    if dtype == torch.float32:
+        return
+    for block in blocks_of(model):
+        norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
+        for norm in norms.values() if set(norms) in NORMS_BEFORE_LAYERS else ():
+            norm.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+
+
+@contextmanager
+def computable_on(device: torch.device, model: PreTrainedModel) -> Iterator[None]:
+    """On a CPU weights in fp16 are bf16 meanwhile: as many bytes, and it has products of them that come to an end."""
+    halves = [p for p in model.parameters() if device.type == "cpu" and p.dtype == torch.float16]
+    kept = [p.data for p in halves]
+    for parameter in halves:
+        parameter.data = parameter.data.bfloat16()
+    try:
+        yield
+    finally:
+        for parameter, data in zip(halves, kept, strict=True):
+            parameter.data = data
