@@ -64,19 +64,21 @@ from sacrebleu import corpus_chrf
 
 from model.attention import use_flat_attention, use_padded_attention
 from model.loss import mean_loss
-from model.sample import Sampling, generate
+from model.sample import Answer, Sampling, generate
+from run.asking import load_to_ask, machine_for
 from run.config import TrainConfig, from_json
 from run.data import open_split
-from run.device import Machine, pick_machine
+from run.device import Machine
 from run.files import write_json
-from run.loading import load
+from run.micro_batch import with_less_when_full
 from text.answer import decode, stop_rule
-from text.batch import flat_batches
+from text.batch import Row, flat_batches
 from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
 from text.question import held_out_questions
 from text.template import Template, load_template
 
 TRAIN = Path(__file__).parent / "train.py"
+TOKENS_AT_ONCE = 4096  # for the loss, without gradients
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
 # key, how it is called, its format, and whether more is better
 ROWS = [
@@ -115,7 +117,7 @@ def main(options) -> int:
     records = [file[i] for i in range(min(len(file), options.max_samples))]
     facts = load_facts(options.facts or EXAMPLE_FACTS)
     training_titles = [record["title"] for record in open_split(data, "train")]
-    machine, weights = pick_machine(options.device), weights_of(run)
+    machine, weights = machine_for(run, options.device, base_model_of(run)), weights_of(run)
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
 
@@ -135,14 +137,29 @@ def main(options) -> int:
 def measure(
     source: str | Path, template: Template, records: list[dict], config: TrainConfig, machine: Machine, options
 ) -> tuple[dict[str, float], list[str]]:
-    """One model, loaded from the disk: its numbers and its answers."""
-    model, encoder = load(source, template, config.max_length, machine, config.load_in_4bit)
+    """One model, loaded from the disk: its numbers and its answers. It is gone from the device when the next comes."""
+    model, encoder, machine, at_once = load_to_ask(
+        source,
+        template,
+        machine,
+        config.load_in_4bit,
+        answers=options.batch_size,
+        new_tokens=options.max_new_tokens,
+        max_length=config.max_length,
+    )
     tokenizer, rows = encoder.tokenizer, encoder.rows(records)
     asked = encoder.rows(held_out_questions(records, template.held_out))
+
+    def loss_of(rows: list[Row]) -> float:
+        longest = max(len(row.ids) for row in rows)
+        return with_less_when_full(lambda tokens: mean_loss(model, flat_batches(rows, tokens)), TOKENS_AT_ONCE, longest)
+
+    def write(at_once: int) -> list[Answer]:
+        return generate(model, prompts, encoder.end_token, sampling, at_once, rule)
+
     use_flat_attention(model)
     with machine.autocast():
-        loss = mean_loss(model, flat_batches(rows, 4096))
-        question_loss = mean_loss(model, flat_batches(asked, 4096))
+        loss, question_loss = loss_of(rows), loss_of(asked)
     supervised = [token for row in rows for token in row.ids[row.first_supervised :]]
     characters = sum(row.characters for row in rows)
 
@@ -150,7 +167,8 @@ def measure(
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True)
     prompts = encoder.prompts([record["title"] for record in records])
     rule = stop_rule(tokenizer, template.stop)
-    answers = generate(model, prompts, encoder.end_token, sampling, options.batch_size, rule)
+    with machine.autocast():
+        answers = with_less_when_full(write, at_once, 1)
     texts = [decode(tokenizer, answer.ids, template.stop) for answer in answers]
     return {
         "loss": loss,
@@ -191,7 +209,7 @@ def compare(options) -> int:
             return failed
         run = folder / str(number)
         config, weights = from_json(read_run(run)["options"], str(run / CONFIG)), weights_of(run)
-        machine, template = pick_machine(options.device, config.precision), load_template(weights)
+        machine, template = machine_for(run, options.device, base_model_of(run)), load_template(weights)
         log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         for when, source in (("before", base_model_of(run)), (f"after {steps} steps", weights)):
             results, answers = measure(source, template, records, config, machine, options)

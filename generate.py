@@ -17,7 +17,8 @@ from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.terminal import one_line
 
-AT_ONCE = 128  # titles: their answers are written in batches of like length, and printed together
+PRINTED_TOGETHER = 128  # titles: their answers are written in batches of like length
+AT_ONCE = 32  # of them, where memory allows it
 
 
 def parse(args: list[str] | None = None):
@@ -114,9 +115,10 @@ from model.adapter import adapter_base, is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.load import context_length
 from model.lora import unwrap
-from model.sample import Sampling, generate, tokens_of
-from run.device import pick_machine
-from run.loading import encoder_of, load
+from model.sample import Answer, Sampling, generate, tokens_of
+from run.asking import load_to_ask, machine_for
+from run.loading import encoder_of
+from run.micro_batch import with_less_when_full
 from text.answer import StableText, decode, stop_rule
 from text.batch import Encoder
 from text.errors import DataError
@@ -125,7 +127,7 @@ from text.template import QA, load_template
 
 def main(options) -> int:
     titles = options.title
-    machine, adapters = pick_machine(options.device), [adapter_folder(name, options) for name in options.adapter or ()]
+    adapters = [adapter_folder(name, options) for name in options.adapter or ()]
     if adapters:
         run, weights, source = run_around(adapters[0]), adapters[0], options.base or adapter_base(adapters[0])
         bases = {Path(adapter_base(folder)).resolve(): folder for folder in adapters}
@@ -142,7 +144,11 @@ def main(options) -> int:
     data = options.data or Path(trained_with.get("data_dir", "data"))
     four_bit = options.load_in_4bit or trained_with.get("load_in_4bit", False)
     sources = Sources(data, options.sources, options.grounded)
-    model, encoder = load(source, load_template(weights, default=QA), 0, machine, four_bit)
+    machine, template = machine_for(run, options.device, source), load_template(weights, default=QA)
+    many = len(titles or ()) > 1 or options.num_return_sequences > 1 or not (titles or sys.stdin.isatty())
+    model, encoder, machine, at_once = load_to_ask(
+        source, template, machine, four_bit, answers=AT_ONCE if many else 1, new_tokens=options.max_new_tokens
+    )
     if adapters:
         load_adapter(model, weights)
     sampling = Sampling(
@@ -156,21 +162,29 @@ def main(options) -> int:
         seed=options.seed,
     )
     copies = options.num_return_sequences
-    if titles is None and sys.stdin.isatty():
-        print(f"{source}  (/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
-        return converse(model, encoder, sampling, copies, sources, adapters)
-    titles = lines_of(sys.stdin.read()) if titles is None else titles
-    if not titles:
-        raise UsageError("There is no title to answer.")
-    if len(titles) == copies == 1 and not options.titles:
-        answer_aloud(model, encoder, titles[0], sampling, 0, sources)
-        return 0
-    answer_all(model, encoder, titles, sampling, copies, sources, as_json=bool(options.titles))
+    with machine.autocast():
+        if titles is None and sys.stdin.isatty():
+            print("(/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
+            return converse(model, encoder, sampling, copies, sources, adapters)
+        titles = lines_of(sys.stdin.read()) if titles is None else titles
+        if not titles:
+            raise UsageError("There is no title to answer.")
+        if len(titles) == copies == 1 and not options.titles:
+            answer_aloud(model, encoder, titles[0], sampling, 0, sources)
+        else:
+            answer_all(model, encoder, titles, sampling, copies, sources, at_once, as_json=bool(options.titles))
     return 0
 
 
 def answer_all(
-    model, encoder: Encoder, titles: list[str], sampling: Sampling, copies: int, sources: "Sources", as_json: bool
+    model,
+    encoder: Encoder,
+    titles: list[str],
+    sampling: Sampling,
+    copies: int,
+    sources: "Sources",
+    at_once: int,
+    as_json: bool,
 ) -> None:
     """Print every answer in its order, some at a time; a title that the model cannot take gets none, and that is said.
 
@@ -179,14 +193,18 @@ def answer_all(
     window, stop = context_length(model.config), encoder.template.stop
     rule, asked = stop_rule(encoder.tokenizer, stop), [title for title in titles for _ in range(copies)]
     bar = tqdm(total=len(asked), desc="answering", leave=False, disable=None)
-    for first in range(0, len(asked), AT_ONCE):
-        some = asked[first : first + AT_ONCE]
+    for first in range(0, len(asked), PRINTED_TOGETHER):
+        some = asked[first : first + PRINTED_TOGETHER]
         found = {title: sources.nearest(title) for title in some}
         contexts = {title: sources.context(products) for title, products in found.items()}
         prompts = encoder.prompts(some, [contexts[title] for title in some], window)
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < window]
         chosen, numbers = [prompts[i] for i in fitting], [first + i for i in fitting]
-        written = generate(model, chosen, encoder.end_token, sampling, stop_rule=rule, numbers=numbers)
+
+        def write(at_once: int, chosen=chosen, numbers=numbers) -> list[Answer]:
+            return generate(model, chosen, encoder.end_token, sampling, at_once, rule, numbers)
+
+        written = with_less_when_full(write, at_once, 1)
         answers = dict(zip(fitting, written, strict=True))
         for i, title in enumerate(some):
             products, answer = found[title], answers.get(i)

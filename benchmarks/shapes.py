@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from model.attention import use_flat_attention
-from model.half import cast_norms_once, halve_frozen
+from model.half import cast_norms_once, halve
 from model.load import set_dropout
 from model.lora import Lora, wrap
 from run.device import Machine
@@ -42,7 +42,7 @@ def build(shape: str, machine: Machine, changes: dict, lora: Lora | None = None,
         if parameter.dtype == torch.float16:
             parameter.data = parameter.data.float()
     use_flat_attention(model)
-    halve_frozen(model, machine.dtype)
+    halve(model, machine.dtype)
     cast_norms_once(model, machine.dtype)
     return model.to(machine.device).train()
 

@@ -19,15 +19,17 @@ from model.lora import blocks_of
 NORMS_BEFORE_LAYERS = ({"ln_1", "ln_2"}, {"input_layernorm", "post_attention_layernorm"})
 
 
-def halve_frozen(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Keep matrices that need no gradient, the embeddings and the head among them, in `dtype`, the one of autocast.
+def halve(model: PreTrainedModel, dtype: torch.dtype, trained_too: bool = False) -> None:
+    """Keep the matrices that need no gradient, embeddings and head among them, in `dtype`, the one of autocast.
 
-    Without autocast such a model cannot compute. For a model that is only asked freeze it first. fp32 changes nothing.
+    Without autocast such a model cannot compute. fp32 changes nothing. `trained_too`: for a model that is only asked.
     """
     if dtype == torch.float32:
         return
     for module in model.modules():
-        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) or module.weight.requires_grad:
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            continue
+        if module.weight.requires_grad and not trained_too:
             continue
         if module.weight.is_floating_point():  # 4-bit weights are bytes
             module.to(dtype)
@@ -43,7 +45,8 @@ def embeddings_in_fp32(model: PreTrainedModel) -> None:
 
 def cast_norms_once(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Let the norms before linear layers return `dtype`. The layers after them, three after one norm in Llama, would
-    each cast the same fp32 numbers and keep their own copy; the results are the same ones."""
+    each cast the same fp32 numbers and keep a copy of their own. The loss is the same to the last bit; the gradients
+    that come back from several layers are added in `dtype`."""
     if dtype == torch.float32:
         return
     for block in blocks_of(model):

@@ -57,14 +57,24 @@ def stored_precision(name: str | Path) -> str:
     return str(dtype or "").removeprefix("torch.")
 
 
+def shape_of(name: str | Path) -> tuple[PreTrainedConfig, int]:
+    """The configuration of a model and the number of its parameters, before its weights are read."""
+    with loading(name):
+        config = fetched(AutoConfig.from_pretrained, name, trust_remote_code=False)
+        check_blocks(Path(name), config)
+        with torch.device("meta"):  # nothing but shapes
+            return config, AutoModelForCausalLM.from_config(config).num_parameters()
+
+
 def load_model(
     name: str | Path,
     dropout: float = 0.0,
     four_bit: bool = False,
     compute_dtype: torch.dtype = torch.float32,
     base: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A causal language model with fp32 weights, in eval mode, on the CPU; of an adapter's folder base and adapter.
+    """A causal language model, weights in `dtype`, in eval mode, on the CPU; of an adapter's folder base and adapter.
 
     `four_bit` rounds the linear layers of the blocks to NF4 (Dettmers et al., "QLoRA", 2023) while they are loaded,
     with double quantisation; they compute in `compute_dtype`. A checkpoint that is 4-bit already stays so. `base` is
@@ -72,7 +82,7 @@ def load_model(
     `UnsupportedModel` when the loop cannot train them.
     """
     if is_adapter(name):
-        model = load_model(base or adapter_base(name), dropout, four_bit, compute_dtype)
+        model = load_model(base or adapter_base(name), dropout, four_bit, compute_dtype, dtype=dtype)
         load_adapter(model, Path(name))
         return model
     with loading(name):
@@ -89,7 +99,7 @@ def load_model(
             AutoModelForCausalLM.from_pretrained,
             name,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=True,  # a pickle is never opened
             trust_remote_code=False,

@@ -32,6 +32,10 @@ MOST = 2**53  # of a number without a limit of its own: up to here a float count
 # On Windows the Fortran runtime in numpy's and torch's MKL ends the process at Ctrl-C, before Python hears of it. It
 # reads this as it is loaded, and every script imports this module before them.
 os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
+# A micro-batch has a new shape in each step. On Linux torch can let its blocks of GPU memory grow instead of taking
+# others beside them; on Windows it cannot, and under WSL, which is one, it is known to fail.
+if sys.platform == "linux" and "microsoft" not in os.uname().release.lower():
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("PYTHON_COLORS", "0")  # newer Pythons colour their help; run/terminal.py would show the codes
 
 
@@ -154,7 +158,8 @@ def _said(error: BaseException) -> int | None:
         said, code = "\nInterrupted.", INTERRUPTED
     elif hasattr(error, "exit_code"):
         said, code = sentence(error), error.exit_code
-    elif type(error).__name__ == "OutOfMemoryError":  # torch's, where nothing can be done again with less
+    elif type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
+        # where nothing can be done again with less
         said, code = f"Out of memory ({error}). The last checkpoint is whole. Close other programs.", OUT_OF_MEMORY
     elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):  # in the middle of a sharded model
         said, code = LOST_RANK, ENVIRONMENT

@@ -3,11 +3,10 @@
 from itertools import islice
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from model.attention import use_flat_attention
-from model.half import cast_norms_once, computable_on, halve_frozen
+from model.half import cast_norms_once, computable_on, halve
 from model.linear import use_onednn
 from model.load import (
     POCKET_VOCABULARY,
@@ -22,7 +21,6 @@ from model.lora import Lora, lora_layers, wrap
 from model.loss import check_flat_loss, check_precision
 from run.cli import UsageError
 from run.config import TrainConfig
-from run.device import Machine
 from run.session import Session
 from text.batch import Encoder, flat_batches, sample_batch
 from text.bpe import train_bpe
@@ -37,20 +35,18 @@ def load(
     source: str | Path,
     template: Template,
     max_length: int = 0,
-    machine: Machine | None = None,
-    four_bit: bool = False,
     base: str | None = None,
+    **how,
 ) -> tuple[PreTrainedModel, Encoder]:
-    """The model in the folder or hub id `source`, and the encoder that asks it in the words of `template`.
+    """The model in the folder or hub id `source`, on the CPU, and the encoder that asks it in the words of `template`.
 
-    `machine`: where to put it, the CPU in fp32 by default. `base`: instead of the one that an adapter names.
+    `base`: instead of the one that an adapter names; `how`: as `load_model` takes it.
     Raises `ModelUnavailable`, `UnsupportedModel`, or `DataError` when the template does not fit the tokenizer.
     """
     encoder = encoder_of(base or source, template, max_length)
-    dtype, device = (machine.dtype, machine.device) if machine else (torch.float32, "cpu")
-    model = load_model(source, four_bit=four_bit, compute_dtype=dtype, base=base)
+    model = load_model(source, base=base, **how)
     check_tokens(model, encoder.tokenizer, str(source))
-    return model.to(device), encoder
+    return model, encoder
 
 
 def encoder_of(source: str | Path, template: Template, max_length: int = 0) -> Encoder:
@@ -116,7 +112,7 @@ def use_flat_batches(model: PreTrainedModel, session: Session, encoder: Encoder,
     """
     name, machine = session.config.model_name_or_path, session.machine
     # Half of the weights' bytes before the card sees them, which could be too small for the whole.
-    halve_frozen(model, machine.dtype)
+    halve(model, machine.dtype)
     cast_norms_once(model, machine.dtype)
     if session.ranks.sharded:  # too large for one device: it is measured on the host, and divided after that
         machine = machine.on_host()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -352,8 +353,33 @@ def test_an_overflow_of_fp16_is_skipped_counted_and_lowers_the_scale():
         optimizer.zero_grad()
         assert torch.equal(before, weight) == (factor != 1.0)
     guard.settle()
-    assert (state.skipped_steps, state.skipped_in_a_row, scaler.get_scale()) == (1, 0, 4.0)
+    assert (state.overflows, state.skipped_steps, state.skipped_in_a_row, scaler.get_scale()) == (1, 0, 0, 4.0)
     assert optimizer.state[weight]["step"] == 2
+
+
+@pytest.mark.parametrize("bearable, ends_after", [(2.0**5, None), (2.0**-3, 19)])
+def test_fp16_may_look_for_its_scale_as_long_as_there_is_one_left(bearable, ends_after):
+    """Larger models bear a loss scale of 2^5 and less: finding it down from 2^16 skips more than ten steps in a row."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    scaler, state = torch.amp.GradScaler("cpu", init_scale=2.0**16), TrainState.new(torch.device("cpu"))
+    guard = NonFiniteGuard(state, optimizer, scaler, Path("a run that is not there"), max_skipped_steps=3)
+    for step in range(1, 30):
+        factor = float("inf") if scaler.get_scale() > bearable else 1.0
+        scaler.scale((weight * factor).sum()).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
+        state.step = step - 1
+        guard.check(torch.ones(()), norm, ["U"])
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        try:
+            guard.settle()
+        except NonFiniteLoss as error:
+            assert step == ends_after and "--precision fp32" in str(error)
+            return
+    assert ends_after is None and state.overflows == 11 and state.skipped_steps == 0
 
 
 def test_counts_of_skipped_steps_survive_a_resume(tmp_path, data, gpt2_folder, train, monkeypatch):
