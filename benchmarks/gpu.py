@@ -68,9 +68,10 @@ def main(options: argparse.Namespace) -> None:
     rows: list[Row] = []
     print(f"{about}\n\n| check | expected | seen |\n|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        page = Page(Path(folder), options.rehearse)
         for part in parts:
             begun = time.perf_counter()
-            for row in failing_is_a_row(part, globals()[f"part_{part}"](Page(Path(folder), options.rehearse))):
+            for row in failing_is_a_row(part, globals()[f"part_{part}"](page)):
                 rows.append(row)
                 print(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |", flush=True)
             rows.append((f"part {part}", "", f"{time.perf_counter() - begun:.0f} s"))
@@ -107,6 +108,8 @@ class Page:
             changes = TINY | {"vocab_size": len(tok)} if self.rehearsed else {}
             for key in changes.keys() & {*config.to_dict(), *config.attribute_map}:
                 setattr(config, key, changes[key])
+            if self.rehearsed and getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[: config.num_hidden_layers]
             torch.manual_seed(0)
             AutoModelForCausalLM.from_config(config).save_pretrained(folder)
             tok.save_pretrained(folder)
@@ -255,9 +258,10 @@ def part_loop(page: Page) -> Iterator[Row]:
 
 def part_profile(page: Page) -> Iterator[Row]:
     for shape, options in (("DistilGPT-2", ()), ("Qwen2.5-0.5B", ("--lora",))):
-        profile = page.train(shape, 45, *options, profile=True).get("profile")
+        run = page.train(shape, 45, *options, profile=True)
+        profile = run.get("profile")
         if not isinstance(profile, dict):
-            yield f"profile of {shape}", "", "none was made"
+            yield f"profile of {shape}", "", f"none was made: exit code {run['code']}, {run['said'][-300:]}"
             continue
         busy, all_ms = profile["busy_ms_a_step"], profile["ms_a_step"]
         seen = f"{all_ms:.1f} ms a step, kernels {busy:.1f} ms: idle {1 - busy / all_ms:.0%}"

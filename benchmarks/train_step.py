@@ -140,7 +140,7 @@ def table(rounds: dict[str, list[dict]]) -> str:
             f"| {name} | {statistics.median(speed):.0f} | {statistics.median(records):.2f} | {faster} "
             f"| {peak} | {memory} | {results[0]['loss']:.4f} | {mfu:.0%} |"
         )
-    if any("reserved" in r for results in rounds.values() for r in results):
+    if any(r.get("reserved") for results in rounds.values() for r in results):
         lines.append("\nPeak memory: of tensors, in brackets what torch's allocator held.")
     return "\n".join(lines)
 
@@ -290,10 +290,8 @@ def result(seconds: float, batches: list, loss: float, model, options) -> dict:
 
 
 def ours(options: argparse.Namespace):
-    """train.py, its log read afterwards."""
-    import train
+    """train.py in a process of its own for each round, its log read afterwards."""
     from model.load import load_model, load_tokenizer
-    from run.config import parse_train
     from run.metrics import read_metrics
     from text.batch import Encoder
     from text.template import QA
@@ -301,21 +299,22 @@ def ours(options: argparse.Namespace):
     encoder = Encoder(load_tokenizer(options.folder / "model"), QA, MAX_LENGTH)
     batches = [encoder.rows(records) for records in steps_of_train(options)]
     answer_tokens = [sum(len(row.ids) - row.first_supervised for row in rows) for rows in batches]
-    shape = load_model(options.folder / "model")
-    number, extra = 0, ["--lora"] if options.lora else []
+    shape, number = load_model(options.folder / "model"), 0
+    extra = ["--lora"] if options.lora else []
     extra += ["--micro_batch_tokens", str(options.micro_batch_tokens)] if options.micro_batch_tokens else []
     while True:
         number += 1
         command = ["--model", options.folder / "model", "--data", options.folder / "data", "--run_name", number]
         command += ["--output_dir", options.folder / "runs", "--max_steps", len(batches), "--device", options.device]
         command += ["--batch_size", BATCH, "--max_length", MAX_LENGTH, "--seed", SEED, "--logging_steps", 10**6]
-        train.main(parse_train([*map(str, command), *extra]))
+        subprocess.run([sys.executable, ROOT / "train.py", *map(str, command), *extra], check=True)
         log = read_metrics(options.folder / "runs" / str(number) / "metrics.jsonl")
         seconds, begun = 0.0, log[0]["step"]
         for entry in log[1:]:
             seconds += sum(answer_tokens[begun : entry["step"]]) / entry["answer_tokens_per_second"]
             begun = entry["step"]
-        yield result(seconds, batches[1:], log[0]["loss"], shape, options)
+        memory = {"peak": log[-1]["peak_memory_bytes"], "reserved": log[-1].get("reserved_memory_bytes", 0)}
+        yield result(seconds, batches[1:], log[0]["loss"], shape, options) | memory
 
 
 def with_peft(model, conv1d: bool):

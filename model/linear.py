@@ -18,7 +18,8 @@ from torch.nn.grad import conv2d_weight
 from transformers.pytorch_utils import Conv1D
 
 FEWEST_ROWS = 256  # below, oneDNN has too little to share out among the threads, and MKL is as fast
-# Of a matrix; below, the kernel that oneDNN compiles for each product costs what it saves.
+# Of a matrix; below, the kernel that oneDNN compiles for each new shape costs what it saves. Those kernels, half a
+# megabyte each, also come to lie among blocks that a step frees, which then no longer join: the process grows.
 FEWEST_WEIGHTS = 2**19
 SUMMED_ROWS = 16  # its kernel for a product that sums over the rows is four times slower when they are no multiple
 
@@ -107,10 +108,9 @@ def use_onednn(model: nn.Module) -> None:
     """
     if not onednn_is_faster():
         return
-    # oneDNN would keep the kernels of the last 1,024 shapes, half a megabyte each, and flat batches have a new shape in
-    # every step. What it keeps comes to lie among the blocks that a step frees, which then no longer join: the process
-    # grows. To compile each kernel when it is used costs nothing that could be measured beside products this large.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
+    # oneDNN keeps a compiled kernel of some megabytes for each shape. Flat batches have a new shape in every step, and
+    # all that can be used again is used again within a micro-batch.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "48")
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = OneDnnLinear

@@ -106,7 +106,7 @@ class MetricLogger:
         peak = peak_memory(self.device)
         if peak > MOST_OVER_PLAN * (plan.held_before + plan.adds):
             give_back_freed_memory(self.device)
-        return {
+        entry = {
             "step": state.step,
             "epoch": state.step / plan.epoch_steps,
             "loss": loss_sum / supervised if supervised else math.nan,  # nats per supervised token since the last entry
@@ -124,6 +124,9 @@ class MetricLogger:
             "peak_memory_bytes": peak,
             "training_adds_bytes": peak - self.plan.held_before,
         }
+        if self.device.type == "cuda":  # what the allocator holds for them, gaps included: as task managers show it
+            entry["reserved_memory_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        return entry
 
     def write(self, entry: dict) -> None:
         """The sums begin anew here, so that a checkpoint of the same step is saved without them."""
