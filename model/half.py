@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -41,6 +42,20 @@ def embeddings_in_fp32(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(lambda module, inputs, output: output.float())
+
+
+class LayerNormInFp32(nn.LayerNorm):
+    """For weights that arrive in half precision, which a CPU does not combine with an fp32 input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
+def norms_in_fp32(model: PreTrainedModel) -> None:
+    """Whatever their weights arrive in, they compute in fp32. Other norms than this class cast as they multiply."""
+    for module in model.modules():
+        if type(module) is nn.LayerNorm:
+            module.__class__ = LayerNormInFp32
 
 
 def cast_norms_once(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from model.half import embeddings_in_fp32
+from model.half import embeddings_in_fp32, norms_in_fp32
 from model.lora import blocks_of
 from run.device import Machine
 from run.memory import MemoryPlan
@@ -58,6 +58,7 @@ def parallelize(model: PreTrainedModel, loss_fn: Callable, machine: Machine, ran
     if machine.dtype != torch.float32:
         policy = replace(policy, param_dtype=machine.dtype, reduce_dtype=torch.float32)
         embeddings_in_fp32(model)
+        norms_in_fp32(model)
     for part in (*blocks_of(model), model):
         fully_shard(part, mesh=mesh, mp_policy=policy)
     for part in model.modules():

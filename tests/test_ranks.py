@@ -7,13 +7,16 @@ import sys
 
 import psutil
 import pytest
+import torch
 from conftest import RECORDS, ROOT, logged, stopped_at, tiny_gpt2, write_data
 from safetensors.torch import load_file
 
 import train as script
 from run.cli import INTERRUPTED, UsageError
 from run.config import parse_train
+from run.memory import MemoryPlan
 from run.ranks import Ranks
+from run.shard import divided
 from text.batch import Row, share_of, step_batch
 
 LONG = 100
@@ -122,6 +125,31 @@ def test_what_one_process_began_goes_on_sharded(alone, more):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert_equal_runs(folder / f"alone-{kind}", folder / f"begun-{kind}")
+
+
+def test_in_half_precision_what_is_gathered_is_half(alone):
+    """And the numbers are those of one process in bf16, up to what bf16 rounds."""
+    folder, common = alone
+    steps = ("--precision", "bf16", "--batch_size", 6, "--max_steps", 4)
+    assert run_train(*common, "--run_name", "bf16", *steps) == 0
+    process = torchrun(2, *common, "--run_name", "bf16-sharded", *steps[:2], "--batch_size", 3, *steps[4:], "--shard")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    one, two = (logged(folder / name) for name in ("bf16", "bf16-sharded"))
+    assert [entry["loss"] for entry in two] == pytest.approx([entry["loss"] for entry in one], rel=2e-3)
+    assert [entry["grad_norm"] for entry in two] == pytest.approx([entry["grad_norm"] for entry in one], rel=5e-2)
+
+
+def test_the_plan_of_a_divided_model_divides_what_is_divided():
+    model, dtype = tiny_gpt2(500, n_layer=6), torch.bfloat16
+    sizes = [sum(p.numel() for p in block.parameters()) for block in model.transformer.h]
+    every = sum(p.numel() for p in model.parameters())
+    copies = 2 * sum(p.numel() for block in model.transformer.h for p in block.parameters() if p.ndim > 1)
+    plan = MemoryPlan(4 * every, 4 * every, 8 * every, 10, 20, copies + 1000, 1.0, 1.0)
+    part = divided(plan, model, 4, dtype)
+    gathered = 2 * (every - sum(sizes) + 2 * max(sizes))
+    assert part.weights == every and part.optimizer == 2 * every
+    assert part.kept == 1000 + 2 * gathered  # and their gradients; no copy of the whole
 
 
 def test_shard_wants_several_processes(alone):
