@@ -144,7 +144,10 @@ def main(options) -> int:
     data = options.data or Path(trained_with.get("data_dir", "data"))
     four_bit = options.load_in_4bit or trained_with.get("load_in_4bit", False)
     sources = Sources(data, options.sources, options.grounded)
-    machine, template = machine_for(run, options.device, source), load_template(weights, default=QA)
+    machine, template = (
+        machine_for(run, options.device, base_model_of(run) if run else source),
+        load_template(weights, default=QA),
+    )
     many = len(titles or ()) > 1 or options.num_return_sequences > 1 or not (titles or sys.stdin.isatty())
     model, encoder, machine, at_once = load_to_ask(
         source, template, machine, four_bit, answers=AT_ONCE if many else 1, new_tokens=options.max_new_tokens

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from shapes import SHAPES, TINY
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from run.device import peak_memory, pick_machine
 from run.metrics import read_metrics
@@ -156,13 +157,15 @@ class Page:
 
 def watched_run(job: dict) -> int:
     """train.py's `main` with eyes on it; what they see goes to a JSON file. `card_gb`: a card of that size.
-    `syncs`: count the waits for the device. `profile`: of 20 steps. `stop_at`: as Ctrl-C after that step."""
+    `syncs`: count the waits for the device. `profile`: of 20 steps. `stop_at`: as Ctrl-C after that step.
+    `cold`: without the warm-up. `turing`: attention by the kernels that those cards have."""
     import signal
     import warnings
 
     import train
     from run.config import parse_train
     from run.log import MetricLogger
+    from run.micro_batch import MicroBatcher
 
     seen, on_gpu = {"syncs": {}}, torch.cuda.is_available() and "cpu" not in job["command"]
     if on_gpu and job.get("card_gb"):
@@ -196,11 +199,15 @@ def watched_run(job: dict) -> int:
             seen["syncs"][place] = seen["syncs"].get(place, 0) + 1
 
     MetricLogger.progress_bar = watched
+    if job.get("cold"):  # so that memory runs out in a step and not before the first
+        MicroBatcher.warm_up = lambda *args: None
+    turing = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if job.get("turing") else nullcontext()
     if job.get("syncs"):
         warnings.simplefilter("always")
         warnings.showwarning = count
     try:
-        return train.main(parse_train(job["command"]))
+        with turing:
+            return train.main(parse_train(job["command"]))
     finally:
         seen["peak"] = peak_memory(torch.device("cuda" if on_gpu else "cpu"))
         Path(job["seen"]).write_text(json.dumps(seen, default=str), encoding="utf-8")
@@ -305,7 +312,9 @@ def part_loss(page: Page) -> Iterator[Row]:
         from torch.nn import functional as F
 
         if chunked:
-            return F.linear_cross_entropy(hidden.to(dtype), weight.to(dtype), targets, reduction="sum")
+            in_chunks = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=min(1024, rows))
+            half = hidden.to(dtype), weight.to(dtype)
+            return F.linear_cross_entropy(*half, targets, reduction="sum", options=in_chunks)
         return F.cross_entropy(F.linear(hidden.to(dtype), weight.to(dtype)).float(), targets, reduction="sum")
 
     def liger():
@@ -387,11 +396,12 @@ def part_cards(page: Page) -> Iterator[Row]:
         ("TinyLlama-1.1B", 8, ("--lora", "--load_in_4bit")), ("Qwen2.5-0.5B", 12, ("--lora",)),
     ]  # fmt: skip
     for shape, gigabytes, options in kinds[: 2 if page.rehearsed else None]:
-        seen = page.train(shape, 40 if not page.rehearsed else 3, *options, card_gb=gigabytes)
+        steps, turing = 3 if page.rehearsed else 40, gigabytes == 6  # an RTX 2060
+        seen = page.train(shape, steps, *options, card_gb=gigabytes, turing=turing)
         inside = f"inside {gigabytes - TAKEN / GB:.1f} GB"
         reserved = f", reserved {seen.get('reserved', 0) / GB:.2f} GB"
         yield f"{shape} {' '.join(options)} on a card of {gigabytes} GB", inside, page.loss_of(seen) + reserved
-    full = page.train("DistilGPT-2", 6, "--micro_batch_tokens", "60000", "--batch_size", "400", card_gb=4)
+    full = page.train("DistilGPT-2", 6, "--micro_batch_tokens", "60000", "--batch_size", "400", card_gb=4, cold=True)
     halved = full["said"].count("Out of memory: from here on")
     yield (
         "a step of 400 records on a card of 4 GB, all at once",

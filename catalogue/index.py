@@ -88,6 +88,20 @@ class Catalogue:
             raise DataError(f"{self.path} cannot be searched ({error}). {advice}") from None
         return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in rows]
 
+    def contents_and_titles(self, word: str, forms: list[str], at_most: int) -> tuple[int, int]:
+        """How many contents hold `word`, and how many of these stand under a title that holds one of its `forms`.
+
+        Of the first `at_most` such contents.
+        """
+        # Quoted, a number like 1.5 is a phrase of the tokens that the index made of it.
+        content, title = f'content : "{word}"', "title : (" + " OR ".join(f'"{form}"' for form in forms) + ")"
+        first = "SELECT count(*), max(rowid) FROM (SELECT rowid FROM product WHERE product MATCH ? LIMIT ?)"
+        count, last = self._base.execute(first, (content, at_most)).fetchone()
+        if not count:
+            return 0, 0
+        both = "SELECT count(*) FROM product WHERE product MATCH ? AND rowid <= ?"
+        return count, self._base.execute(both, (f"{content} AND {title}", last)).fetchone()[0]
+
 
 def words_of(question: str) -> list[str]:
     """The words of a question to look for, each once; those that every text has only if there are no others."""

@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wanted = [with_grad and needed for needed in ctx.needs_input_grad[:2]]
         compute = by_rows if device_type == "cuda" else by_tiles
         with torch.autocast(here, enabled=False):
-            loss, d_hidden, d_weight = compute(hidden, weight.to(dtype), targets, chunk_rows, *wanted)
+            loss, d_hidden, d_weight = compute(hidden, weight, dtype, targets, chunk_rows, *wanted)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.hidden_dtype = hidden.dtype
         return loss
@@ -63,10 +63,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def by_tiles(
-    hidden: Tensor, head: Tensor, targets: Tensor, chunk_rows: int, wants_hidden: bool, wants_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    targets: Tensor,
+    chunk_rows: int,
+    wants_hidden: bool,
+    wants_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """For a CPU. `head` (V, d) in the precision of the products -> the loss and its gradients by `hidden` and by
-    `head`, fp32, or None where they are not wanted.
+    """For a CPU. Products in `dtype` -> the loss, and its gradients by `hidden` and `weight` in fp32, or None where
+    they are not wanted.
 
     A chunk's logits lie as (V, chunk) and are made tile by tile of the vocabulary, each with its own maximum; their
     sum over all tiles then turns each into probabilities (Milakov and Gimelshein, "Online normalizer calculation for
@@ -74,12 +80,13 @@ def by_tiles(
     """
     loss = hidden.new_zeros((), dtype=torch.float64)  # thousands of terms: fp32 would lose the seventh digit
     d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
-    d_weight = torch.zeros_like(head, dtype=torch.float32) if wants_weight else None
+    d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+    head = weight.to(dtype)
     tiles = [slice(start, min(start + CPU_TILE, len(head))) for start in range(0, len(head), CPU_TILE)]
     buffer = hidden.new_empty(len(head) * min(chunk_rows, len(hidden)), dtype=torch.float32)
     for start in range(0, len(hidden), chunk_rows):
         chunk = slice(start, start + chunk_rows)
-        rows, target = hidden[chunk].to(head.dtype), targets[chunk]
+        rows, target = hidden[chunk].to(dtype), targets[chunk]
         logits = buffer[: len(head) * len(rows)].view(-1, len(rows))  # (V, chunk)
         highest, sums, target_logit = [], [], torch.zeros_like(target, dtype=torch.float32)
         for tile in tiles:
@@ -98,7 +105,7 @@ def by_tiles(
             p = logits[tile].mul_((tile_highest - log_total).exp_())  # exp(logit - highest) -> softmax
             place, here = place_in(tile, target)
             p.scatter_add_(0, place, -here[None].float())
-            d_logits = p.to(head.dtype)
+            d_logits = p.to(dtype)
             if wants_hidden:
                 d_hidden[chunk] += transposed_times(d_logits, head[tile])
             if wants_weight:
@@ -116,7 +123,13 @@ def place_in(tile: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_rows(
-    hidden: Tensor, head: Tensor, targets: Tensor, chunk_rows: int, wants_hidden: bool, wants_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    targets: Tensor,
+    chunk_rows: int,
+    wants_hidden: bool,
+    wants_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """For a GPU, which is kept waiting by every pass over the logits: one product, one maximum, one softmax. Arguments
     and results are those of `by_tiles`.
@@ -124,13 +137,13 @@ def by_rows(
     Vocabulary and rows are filled up to multiples of 64, the first by logits of -inf, the rows by zeros that count for
     nothing. Nothing here waits for the device.
     """
-    vocabulary, head = len(head), aligned(head)  # (V', d)
+    vocabulary, head = len(weight), aligned(weight, dtype)  # (V', d)
     loss = hidden.new_zeros((), dtype=torch.float64)
     d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wants_hidden else None
-    d_head = None
+    d_head = torch.zeros_like(head, dtype=torch.float32) if wants_weight else None
     for start in range(0, len(hidden), chunk_rows):
         chunk = slice(start, min(start + chunk_rows, len(hidden)))
-        count, rows = chunk.stop - start, aligned(hidden[chunk].to(head.dtype))  # (n', d)
+        count, rows = chunk.stop - start, aligned(hidden[chunk], dtype)  # (n', d)
         target = pad(targets[chunk], (0, len(rows) - count))[:, None]
         logits = product(rows, head.T)  # (n', V')
         logits[:, vocabulary:] = -torch.inf
@@ -143,22 +156,24 @@ def by_rows(
             continue
         p.scatter_add_(1, target, torch.full_like(highest, -1.0))
         p[count:] = 0.0
-        d_logits = p.to(head.dtype)
+        d_logits = p.to(dtype)
         del p
         if wants_hidden:
             d_hidden[chunk] = product(d_logits, head)[:count]
         if wants_weight:
-            part = product(d_logits.T, rows)
-            d_head = part if d_head is None else d_head.add_(part)
-    if wants_weight and d_head is None:
-        d_head = torch.zeros_like(head, dtype=torch.float32)
+            d_head += product(d_logits.T, rows)
+        del d_logits  # before the logits of the next chunk come
     return loss, d_hidden, d_head[:vocabulary] if wants_weight else None
 
 
-def aligned(matrix: Tensor) -> Tensor:
-    """(m, d) with zero rows below up to a multiple of 64; a copy only where there are some."""
+def aligned(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """(m, d) in `dtype`, with zero rows below up to a multiple of 64; one copy, or none where nothing changes."""
     missing = -len(matrix) % ALIGNED
-    return pad(matrix, (0, 0, 0, missing)) if missing else matrix
+    if not missing:
+        return matrix.to(dtype)
+    filled = matrix.new_zeros(len(matrix) + missing, matrix.shape[1], dtype=dtype)
+    filled[: len(matrix)] = matrix
+    return filled
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -59,15 +59,21 @@ def norms_in_fp32(model: PreTrainedModel) -> None:
 
 
 def cast_norms_once(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Let the norms before linear layers return `dtype`. The layers after them, three after one norm in Llama, would
-    each cast the same fp32 numbers and keep a copy of their own. The loss is the same to the last bit; the gradients
-    that come back from several layers are added in `dtype`."""
+    """Let the norms before linear layers return what autocast multiplies in, unless that is fp32. The layers after
+    them, three after one norm in Llama, would each cast the same fp32 numbers and keep a copy of their own. The loss is
+    the same to the last bit; the gradients that come back from several layers are added in half precision."""
     if dtype == torch.float32:
         return
     for block in blocks_of(model):
         norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
         for norm in norms.values() if set(norms) in NORMS_BEFORE_LAYERS else ():
-            norm.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+            norm.register_forward_hook(_as_autocast_wants)
+
+
+def _as_autocast_wants(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    # Not `dtype`: a model that is measured on the host meets another one there.
+    kind = output.device.type
+    return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 
 
 @contextmanager

@@ -23,8 +23,13 @@ def fetched(load: Callable[..., T], name: str | Path, **options) -> T:
         return load(name, **options)
     try:
         return load(name, local_files_only=True, **options)
-    except (OSError, ValueError):  # not in the cache, or only in part
+    except OSError:  # not in the cache, or only in part
         look_for(str(name))
+    except ValueError as error:  # in the cache, and of a kind that is not known; or a part of it is not there
+        try:
+            look_for(str(name))
+        except ModelUnavailable:
+            raise error from None
     return load(name, **options)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -226,6 +227,12 @@ def save_model(
     with quiet():
         model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+
+
+def saved_weights(folder: Path) -> dict[str, Tensor]:
+    """What `save_model` wrote of a whole model, by name; tied weights once."""
+    files = sorted(folder.glob("model*.safetensors"))
+    return {name: weight for file in files for name, weight in load_file(file).items()}
 
 
 @contextmanager

@@ -64,9 +64,10 @@ def check_flat_loss(model: PreTrainedModel, batch, name: str) -> None:
     that runs over the border of two records. Raises `UnsupportedModel`.
     """
     alone = plain_loss(model, batch)
-    if not alone.isfinite():
-        raise UnsupportedModel(f"{name}: with these weights the loss is not finite. {ABOUT_PRECISION}")
     exact = not torch.is_autocast_enabled(batch.ids.device.type)
+    if not alone.isfinite():
+        advice = "Choose another checkpoint." if exact else ABOUT_PRECISION
+        raise UnsupportedModel(f"{name}: with these weights the loss is not finite. {advice}")
     first, *others = batch.ids.split(batch.lengths)
     with_another_first = replace(batch, ids=torch.cat([first.flip(0), *others]))
     right, before = False, model.config._attn_implementation

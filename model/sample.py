@@ -5,7 +5,7 @@ happened to share its batch.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Sampling:
 class Answer:
     ids: list[int]  # without the end token
     stopped: bool  # by the end token or the stop rule, not by the length
+    # Of its tokens, the end token among them, given the prompt; nats, by the unaltered logits. Its last digits depend on
+    # who shares the batch.
+    log_p: float = field(default=0.0, compare=False)
 
 
 @torch.no_grad()
@@ -43,22 +46,26 @@ def generate(
     batch_size: int = 32,
     stop_rule: Callable[[list[int]], bool] | None = None,
     numbers: list[int] | None = None,
+    greedy: list[bool] | None = None,
 ) -> list[Answer]:
     """One `Answer` for each prompt, in order. `stop_rule` may end an answer by what has been written of it.
 
-    `numbers`: of the answers, where these prompts are a part of more; by default from 0.
+    `numbers`: of the answers, where these prompts are a part of more; by default from 0. `greedy`: which of them take
+    the likeliest token whatever `sampling` says; by default none.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths share a batch: less padding
     answers: list[Answer | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        streams = [numbers[i] for i in chosen] if numbers else chosen
-        steps = list(tokens_of(model, [prompts[i] for i in chosen], end_token, sampling, streams, stop_rule))
+        streams, log_p = [numbers[i] for i in chosen] if numbers else chosen, [0.0] * len(chosen)
+        rows = [prompts[i] for i in chosen]
+        likeliest = [greedy[i] for i in chosen] if greedy else None
+        steps = list(tokens_of(model, rows, end_token, sampling, streams, stop_rule, likeliest, log_p))
         for row, i in enumerate(chosen):
             ids = [tokens[row] for tokens in steps if tokens[row] is not None]
             stopped = ids[-1:] == [end_token]
             ruled = not stopped and stop_rule is not None and stop_rule(ids)
-            answers[i] = Answer(ids[:-1] if stopped else ids, stopped or ruled)
+            answers[i] = Answer(ids[:-1] if stopped else ids, stopped or ruled, log_p[row])
     return answers
 
 
@@ -70,8 +77,11 @@ def tokens_of(
     sampling: Sampling,
     numbers: list[int],
     stop_rule: Callable[[list[int]], bool] | None = None,
+    greedy: list[bool] | None = None,
+    log_p: list[float] | None = None,
 ) -> Iterator[list[int | None]]:
-    """For each step the next token of every prompt, the end token included; None for those that have ended.
+    """For each step the next token of every prompt, the end token included; None for those that have ended. To `log_p`,
+    if it is given, those of the tokens are added.
 
     Prompts are padded on the left, so that all of them end, and go on, in the same column. An answer also ends where
     the model's context does; a prompt that fills the context by itself has none.
@@ -93,7 +103,12 @@ def tokens_of(
         cache = output.cache
         # Every stream moves on at every step, so that it does not matter when the others end.
         uniform = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
-        chosen = next_tokens(output.logits[:, -1].float(), written, sampling, uniform).tolist()
+        logits = output.logits[:, -1].float()  # (n, V)
+        tokens = next_tokens(logits, written, sampling, uniform, greedy)
+        chosen = tokens.tolist()
+        if log_p is not None:
+            for row, value in enumerate(logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist()):
+                log_p[row] += 0.0 if ended[row] else value
         yield [None if end else token for token, end in zip(chosen, ended, strict=True)]
         for row, token in enumerate(chosen):
             if not ended[row]:
@@ -104,8 +119,10 @@ def tokens_of(
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
 
 
-def next_tokens(logits: Tensor, written: list[list[int]], sampling: Sampling, uniform: Tensor) -> Tensor:
-    """`logits` (n, V), the tokens `written` so far, `uniform` (n,) in [0, 1) -> next tokens (n,).
+def next_tokens(
+    logits: Tensor, written: list[list[int]], sampling: Sampling, uniform: Tensor, greedy: list[bool] | None = None
+) -> Tensor:
+    """`logits` (n, V), the tokens `written` so far, `uniform` (n,) in [0, 1), which are `greedy` -> next tokens (n,).
 
     Temperature, then top-k, then top-p, as transformers orders them. The two repetition rules look at the answer
     only: a word of the title must be free to appear in its description.
@@ -122,7 +139,8 @@ def next_tokens(logits: Tensor, written: list[list[int]], sampling: Sampling, un
     total = p.cumsum(dim=-1)
     threshold = uniform.to(p.device)[:, None] * total[:, -1:]
     place = (total <= threshold).sum(dim=-1, keepdim=True).clamp(max=k - 1)  # inverse of the distribution function
-    return tokens.gather(-1, place)[:, 0]
+    drawn = tokens.gather(-1, place)[:, 0]
+    return torch.where(torch.tensor(greedy, device=drawn.device), tokens[:, 0], drawn) if greedy else drawn
 
 
 def penalised(logits: Tensor, written: list[list[int]], sampling: Sampling) -> Tensor:

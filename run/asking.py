@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from model.adapter import adapter_base, is_adapter
-from model.half import cast_norms_once, halve
+from model.half import cast_norms_once, halve, norms_in_fp32
 from model.load import context_length, shape_of, stored_precision
 from run.device import EnvironmentFault, Machine, pick_machine
 from run.folders import read_run
@@ -23,10 +23,9 @@ LONGEST_PROMPT = 256  # tokens, as in training; a longer one that runs out of me
 FOUR_BIT = 0.55  # bytes: half of one, and its share of the scales
 
 
-def machine_for(run: Path | None, device: str, source: str | Path) -> Machine:
-    """The device, in the precision that `run` was trained in where it is to be had; without a run in that of `source`.
-
-    Raises `EnvironmentFault`.
+def machine_for(run: Path | None, device: str, base: str | Path) -> Machine:
+    """The device, in the half precision that `run` was trained in where it is to be had; where it was in none, in that
+    of its `base`. Raises `EnvironmentFault`.
     """
     saved = read_run(run) if run else {"options": {}}
     named = saved["options"].get("precision", "auto")
@@ -36,8 +35,8 @@ def machine_for(run: Path | None, device: str, source: str | Path) -> Machine:
         machine = pick_machine(device)  # trained on another card
     if machine.device.type == "cpu" or named != "auto":
         return machine
-    was_bf16 = saved.get("precision") == "bf16" if "precision" in saved else stored_precision(source) == "bfloat16"
-    return pick_machine(device, stored="bfloat16" if was_bf16 else "")
+    trained_in = {"fp16": "float16", "bf16": "bfloat16"}.get(saved.get("precision"))
+    return pick_machine(device, stored=trained_in or stored_precision(base))
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,17 @@ class Need:
 def need_of(config, parameters: int, itemsize: int, four_bit: bool, tokens: int) -> Need:
     """Of a model of `parameters` that lie in `itemsize` bytes each, by its `config`, when a prompt and its answer have
     `tokens` at most."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    config = config.get_text_config()
+    all_heads = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // all_heads)
     weights = parameters * itemsize
     if four_bit:  # all but embeddings and head
         outside = min(parameters, config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2))
         weights = outside * itemsize + (parameters - outside) * FOUR_BIT
-    # twice: a cache that grows by concatenation is there in its old length and in its new one
-    cache = 2 * 2 * config.num_hidden_layers * width * itemsize * tokens
+    # Twice: a cache that grows by concatenation is there in its old length and in its new one. Keys behind rotary
+    # positions stay in fp32.
+    cache = 2 * config.num_hidden_layers * width * (4 + itemsize) * tokens
     return Need(int(weights), cache + 2 * 4 * config.vocab_size)
 
 
@@ -96,11 +98,12 @@ def load_to_ask(
     takes = f"{size(need.weights)} of weights, {size(need.for_each_answer * at_once)} for {at_once} at a time"
     how = f"{precision}, 4-bit" if four_bit else precision
     print(f"{source}: {machine.name}, {how}, {takes}; {size(free)} can be used", file=sys.stderr)
-    # On the host as it is stored, in fp32; where that does not fit, as it will lie on the device.
+    # On the host in fp32; where that does not fit, as it will lie on the device. 4-bit weights come there at once.
     fits = parameters * 4 < free_memory(torch.device("cpu")) * HEADROOM
-    dtype = torch.float32 if fits or four_bit else machine.dtype
+    dtype = torch.float32 if fits and not (four_bit and machine.device.type == "cuda") else machine.dtype
     options = {"four_bit": four_bit, "compute_dtype": machine.dtype, "dtype": dtype}
     model, encoder = load(source, template, max_length, base, **options)
     halve(model, machine.dtype, trained_too=True)
+    norms_in_fp32(model)
     cast_norms_once(model, machine.dtype)
     return model.to(machine.device), encoder, machine, at_once

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from model.adapter import saved_adapter
-from model.load import load_model, save_model, weights_to_save
+from model.load import save_model, saved_weights, weights_to_save
 from run.files import DamagedCheckpoint, check_free_space, read_json, whole_folder, write_json
 from run.folders import CONFIG, OPTIMIZER, best_checkpoints, first_whole, go_back_to, remove_old_checkpoints, versions
 from run.log import Stopwatch
@@ -111,11 +111,15 @@ class CheckpointManager:
         best = session.ranks.from_main(lambda: first_whole(best_checkpoints(session.folder)))
         if best is None:
             return
-        # Of an adapter's checkpoint the adapter alone: its base is there already, and on a card it would not fit twice.
+        # Its tensors, not another model: an adapter's base is there already, and on a card it would not fit twice.
         ours = weights_to_save(self.model)
-        its = saved_adapter(best) if session.config.lora else load_model(best).state_dict()
+        its = saved_adapter(best) if session.config.lora else saved_weights(best)
+        tied = {id(weight) for name, weight in ours.items() if name in its}  # under one of their names
         for name, weight in ours.items():
-            weight.data.copy_(placed_like(its[name], weight))
+            if name in its:
+                weight.data.copy_(placed_like(its[name], weight))
+            elif id(weight) not in tied:
+                raise DamagedCheckpoint(f"{best} lacks the weight {name}.")
         print(f"The validation loss was lowest at {best.name}: that is the final model.")
 
     def save_final(self) -> None:

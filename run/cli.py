@@ -22,6 +22,8 @@ LOST_RANK = (
     "Another process of this run has ended, so this one ends too. The reason is in its own output above; "
     "go on from the last checkpoint with --resume, with as many processes as you like."
 )
+# As torch, the libraries of CUDA and the CPU's allocator say it, not all of them by an exception of their own.
+FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 ENVIRONMENT = 3
 OUT_OF_MEMORY = 4
 DISK = 6
@@ -34,8 +36,9 @@ MOST = 2**53  # of a number without a limit of its own: up to here a float count
 os.environ.setdefault("FOR_DISABLE_CONSOLE_CTRL_HANDLER", "1")
 # A micro-batch has a new shape in each step. On Linux torch can let its blocks of GPU memory grow instead of taking
 # others beside them; on Windows it cannot, and under WSL, which is one, it is known to fail.
-if sys.platform == "linux" and "microsoft" not in os.uname().release.lower():
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+named = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys()
+if sys.platform == "linux" and "microsoft" not in os.uname().release.lower() and not named:
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 os.environ.setdefault("PYTHON_COLORS", "0")  # newer Pythons colour their help; run/terminal.py would show the codes
 
 
@@ -158,9 +161,9 @@ def _said(error: BaseException) -> int | None:
         said, code = "\nInterrupted.", INTERRUPTED
     elif hasattr(error, "exit_code"):
         said, code = sentence(error), error.exit_code
-    elif type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in str(error):
+    elif isinstance(error, RuntimeError) and any(words in str(error) for words in FULL):
         # where nothing can be done again with less
-        said, code = f"Out of memory ({error}). The last checkpoint is whole. Close other programs.", OUT_OF_MEMORY
+        said, code = sentence(f"Out of memory ({error}). What was saved is whole. Close other programs."), OUT_OF_MEMORY
     elif type(error).__name__.startswith("Dist") or "/gloo/" in str(error):  # in the middle of a sharded model
         said, code = LOST_RANK, ENVIRONMENT
     elif isinstance(error, OSError):

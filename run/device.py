@@ -1,6 +1,7 @@
 """The machine: which device, which precision, how much memory."""
 
 import ctypes
+import os
 import platform
 import shutil
 import sys
@@ -110,8 +111,8 @@ def _glibc(device: torch.device) -> ctypes.CDLL | None:
 
 def why_no_cuda() -> str:
     """One sentence when an NVIDIA driver is there but this torch cannot use it; else nothing."""
-    if not shutil.which("nvidia-smi"):
-        return ""
+    if not shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""  # no driver, or somebody hides the GPU on purpose
     if torch.version.cuda is None:
         where = "on Windows pip's default torch is CPU-only" if sys.platform == "win32" else "this torch is CPU-only"
         return (
@@ -119,8 +120,8 @@ def why_no_cuda() -> str:
             "pytorch.org/get-started/locally, then start again."
         )
     return (
-        f"An NVIDIA driver is here, but this torch, made for CUDA {torch.version.cuda}, cannot use it: most often it "
-        "is too old. Update the driver, or install the build for an older CUDA from pytorch.org/get-started/locally."
+        f"An NVIDIA driver is here, but this torch, made for CUDA {torch.version.cuda}, cannot use it: most often the "
+        "driver is too old. Update it, or install the build for an older CUDA from pytorch.org/get-started/locally."
     )
 
 

@@ -111,7 +111,8 @@ def use_flat_batches(model: PreTrainedModel, session: Session, encoder: Encoder,
     records have no finite loss in the precision of the machine.
     """
     name, machine = session.config.model_name_or_path, session.machine
-    # Half of the weights' bytes before the card sees them, which could be too small for the whole.
+    # Half of the weights' bytes before the card sees them, which could be too small for the whole. (4-bit weights are
+    # there already, and their embeddings in fp32 beside them.)
     halve(model, machine.dtype)
     cast_norms_once(model, machine.dtype)
     if session.ranks.sharded:  # too large for one device: it is measured on the host, and divided after that

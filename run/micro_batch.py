@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from run.cli import FULL
 from run.memory import WAYS_OUT, OutOfMemory
 from run.ranks import Ranks
 from run.state import TrainState
@@ -56,27 +57,31 @@ class MicroBatcher:
                 self.state.micro_batch_tokens = smaller_micro_batch(error, tokens, records_each, self.ranks.sharded)
             # Below the `except` on purpose: until it ends, the error's traceback holds every tensor of the attempt.
             tokens = self.state.micro_batch_tokens
-            tqdm.write(f"Out of memory: from here on {tokens} tokens at a time; the same records again.")
+            tqdm.write(f"Out of memory: from here on {tokens} tokens at a time.")
             self.optimizer.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # blocks of the failed attempt's sizes are of no use to smaller pieces
+            torch.cuda.empty_cache()  # blocks of the failed attempt's sizes are of no use to smaller pieces
             set_random_state(random_state, self.device)
 
 
-def with_less_when_full(compute: Callable[[int], T], tokens: int, smallest: int, sharded: bool = False) -> T:
+def with_less_when_full(
+    compute: Callable[[int], T], tokens: int, smallest: int, sharded: bool = False, ways_out: str = WAYS_OUT
+) -> T:
     """`compute(tokens)`, and after an out-of-memory error with half as many, down to `smallest`.
 
     Raises `OutOfMemory` when not even those fit, or at once if the model is `sharded`. For what has no state to take
-    back: a validation.
+    back: a validation, answers.
     """
     while True:
         try:
             return compute(tokens)
         except RuntimeError as error:
-            tokens = smaller_micro_batch(error, tokens, max(1.0, tokens / smallest), sharded)
+            tokens = smaller_micro_batch(error, tokens, max(1.0, tokens / smallest), sharded, ways_out)
+        torch.cuda.empty_cache()
 
 
-def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float, sharded: bool = False) -> int:
+def smaller_micro_batch(
+    error: RuntimeError, tokens: int, records_each: float, sharded: bool = False, ways_out: str = WAYS_OUT
+) -> int:
     """Half of `tokens` after an out-of-memory error; any other error is raised again.
 
     Raises `OutOfMemory` when the micro-batches could not be any smaller: they hold one record each. And when the model
@@ -87,15 +92,13 @@ def smaller_micro_batch(error: RuntimeError, tokens: int, records_each: float, s
     if sharded:
         raise OutOfMemory(f"Out of memory. Go on with --resume --micro_batch_tokens {tokens // 2}, or more processes.")
     if records_each == 1:
-        raise OutOfMemory(f"Out of memory with one record at a time. The last checkpoint is whole. {WAYS_OUT}")
+        raise OutOfMemory(f"Out of memory with one record at a time. What was saved is whole. {ways_out}")
     return tokens // 2
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of the device, or of the CPU's allocator, which has no exception of its own. Nor have the libraries of CUDA: they
-    say `CUDA error: out of memory`, `CUBLAS_STATUS_ALLOC_FAILED` and the like."""
-    said = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
+    """Of the device, or of the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)
 
 
 def get_random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

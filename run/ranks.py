@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from run.cli import LOST_RANK
+from run.device import EnvironmentFault
 
 
 class RankLost(RuntimeError):
@@ -28,17 +29,19 @@ class RankLost(RuntimeError):
     exit_code = 3
 
 
-def start_ranks() -> "Ranks":
-    """The place of this process among those that torchrun started; without torchrun a single one."""
+def start_ranks(device: str = "auto") -> "Ranks":
+    """The place of this process among those that torchrun started; without torchrun a single one.
+
+    Raises `EnvironmentFault` when there are fewer GPUs than processes, `RankLost` when another does not come.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Ranks()
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     backend = "gloo"
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         if local >= torch.cuda.device_count():
-            raise RankLost(
-                f"There are {torch.cuda.device_count()} GPUs here: torchrun --nproc_per_node at most that many."
-            )
+            there = f"There are {torch.cuda.device_count()} GPUs here"
+            raise EnvironmentFault(f"{there}: torchrun --nproc_per_node at most that many, or --device cpu.")
         torch.cuda.set_device(local)
         if dist.is_nccl_available():  # not on Windows, where gloo sums what lies on the devices too, through the host
             backend = "cpu:gloo,cuda:nccl"  # what the host has to tell the other hosts does not wait for the devices

@@ -67,7 +67,7 @@ def open_session(command: Command) -> Session:
     Raises `UsageError`, `DamagedCheckpoint`, `EnvironmentFault` or `RankLost`. A run's lock is taken before its
     checkpoints are looked at.
     """
-    ranks, config = start_ranks(), command.config
+    ranks, config = start_ranks(command.config.device), command.config
     folder = saved = lock = checkpoint = None
     if command.resume is not None:
         folder = ranks.from_main(lambda: run_of(command.resume, Path(config.output_dir)))
@@ -79,8 +79,9 @@ def open_session(command: Command) -> Session:
     keep_freed_memory(machine.device)
     has_gpu = machine.device.type == "cuda"
     name, why = ranks.from_main(lambda: choose_model(config.model_name_or_path, has_gpu))
-    if has_gpu and name != POCKET:
-        stored = ranks.from_main(lambda: stored_precision(name))
+    if has_gpu and name != POCKET:  # a run that goes on stays in the precision that it began in
+        begun_in = "bfloat16" if saved and saved.get("precision") == "bf16" else ""
+        stored = begun_in if saved else ranks.from_main(lambda: stored_precision(name))
         machine = pick_machine(config.device, config.precision, stored)
     if config.shard and ranks.size == 1 and (folder is None or "shard" in command.given):
         raise UsageError("--shard divides a model among processes: torchrun --nproc_per_node=N train.py --shard")

@@ -32,7 +32,7 @@ def test_what_it_takes_is_weights_and_a_cache_for_each_answer():
     config = GPT2Config(n_layer=6)
     need = need_of(config, 81_912_576, 2, False, 476)
     assert need.weights == 2 * 81_912_576
-    cache = 2 * 6 * 768 * 2 * 476  # keys and values
+    cache = 6 * 768 * (4 + 2) * 476  # keys, which may be fp32, and values
     assert need.for_each_answer == 2 * cache + 8 * 50257
     grouped = need_of(LlamaConfig(num_key_value_heads=8), 10**9, 2, False, 476)
     assert grouped.for_each_answer < need_of(LlamaConfig(), 10**9, 2, False, 476).for_each_answer / 3
@@ -62,6 +62,8 @@ def test_where_memory_is_short_it_takes_less_and_says_what(gpt2_folder, free, ca
         assert model.dtype == machine.dtype
         said = capsys.readouterr().err
         assert precision in said and f"{answers} at a time" in said and "can be used" in said
+        with torch.no_grad(), machine.autocast():
+            assert model(torch.arange(5, 40)[None]).logits.isfinite().all()
     free(half.weights)
     with pytest.raises(OutOfMemory, match="in bf16, and .* can be used") as error:
         load_to_ask(gpt2_folder, QA, CPU)
@@ -94,9 +96,11 @@ def test_a_run_is_asked_in_the_precision_it_was_trained_in(tmp_path, data, gpt2_
 
     monkeypatch.setattr(asking, "pick_machine", pick)
     assert machine_for(run, "cuda", gpt2_folder).precision == "fp16"  # where it is not to be had
-    monkeypatch.setattr(asking, "read_run", lambda run: {"options": {"precision": "auto"}, "precision": "bf16"})
-    machine_for(run, "cuda", gpt2_folder)
-    assert picked[-1] == ("auto", "bfloat16")
+    for trained_in, stored in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
+        saved = {"options": {"precision": "auto"}, "precision": trained_in}
+        monkeypatch.setattr(asking, "read_run", lambda run, saved=saved: saved)
+        machine_for(run, "cuda", gpt2_folder)  # of a run on a CPU the base says it: this one is saved in fp32
+        assert picked[-1] == ("auto", stored)
 
 
 def test_of_two_models_one_is_there_at_a_time(tmp_path, data, gpt2_folder, train, monkeypatch):
@@ -183,6 +187,15 @@ def test_the_hub_is_asked_once_and_not_for_long(hub, monkeypatch):
     with pytest.raises(ModelUnavailable, match="does not answer"):
         fetched(hub.load, "nosuch/model")
     released.set()
+
+
+def test_what_is_wrong_with_a_model_in_the_cache_is_not_said_to_be_the_connection(hub):
+    def unknown(name, local_files_only=False):
+        raise ValueError("model type foo is not known")
+
+    hub.answer = lambda: (_ for _ in ()).throw(ConnectionError())
+    with pytest.raises(ValueError, match="foo is not known"):
+        fetched(unknown, "cached/model")
 
 
 def test_a_model_that_is_nowhere_is_one_sentence(tmp_path, data, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from conftest import RECORDS, logged, stopped_at, write_data
 from kinds import folder_of
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from run.checkpoint import seed_random_state
 from run.cli import INTERRUPTED, UsageError
@@ -147,13 +148,16 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, dat
 
 @pytest.mark.parametrize("more", [(), ("--lora",), ("--lora", "--load_in_4bit")], ids=["full", "lora", "lora-4bit"])
 def test_the_best_checkpoint_becomes_the_final_model(tmp_path, data, train, monkeypatch, capsys, more):
-    losses = iter([3.0, 1.0, 2.0, 2.0])
+    losses, loaded = iter([3.0, 1.0, 2.0, 2.0]), []
     monkeypatch.setattr("run.validation.mean_loss", lambda *args: next(losses))
+    read = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append(1) or read(*a, **k))
     options = ("--save_steps", 2, "--eval_steps", 2, "--load_best_model_at_end", "--max_steps", 6)
     model = folder_of("qwen2", tmp_path / "base")
     assert train("--model", model, "--run_name", "a", "--learning_rate", 1e-2, *COMMON, *options, *more) == 0
     run = tmp_path / "runs" / "a"
     assert [path.name for path in checkpoints_of(run)] == ["checkpoint-4", "checkpoint-6"]
+    assert loaded == [1]  # the base; at the end no other model is loaded, which a card could not hold
     weights = "adapter_model.safetensors" if more else "model.safetensors"
     best, newest, final = (load_file(run / name / weights) for name in ("checkpoint-4", "checkpoint-6", "final"))
     assert all(torch.equal(best[name], final[name]) for name in best)

@@ -13,12 +13,18 @@ from run.memory import plan_memory
 from run.micro_batch import MicroBatcher
 from run.ranks import Ranks
 from run.state import TrainState
-from text.batch import Row, blank_batch, step_batch
+from text.batch import FlatBatch, Row, flatten, step_batch
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU, or torch is a CPU build"),
 ]
+
+
+def batch_of(records: int, length: int) -> FlatBatch:
+    """Random tokens; those of a constant text would say little of precision."""
+    ids = torch.randint(0, 3000, (records, length), generator=torch.Generator().manual_seed(length))
+    return flatten([Row("", row, 1) for row in ids.tolist()])
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def model():
 def test_half_precision_has_the_loss_and_gradients_of_fp32(model, precision):
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bf16")
-    batch, gradients = blank_batch(4, 100).to(torch.device("cuda")), []
+    batch, gradients = batch_of(4, 100).to(torch.device("cuda")), []
     for machine in (pick_machine("cuda", "fp32"), pick_machine("cuda", precision)):
         model.zero_grad(set_to_none=True)
         with machine.autocast():
@@ -49,7 +55,7 @@ def test_nothing_in_a_step_waits_for_the_device(model):
     optimizer, scaler = torch.optim.AdamW(model.parameters(), fused=True), machine.grad_scaler()
     state = TrainState.new(machine.device, micro_batch_tokens=1024)
     guard = NonFiniteGuard(state, optimizer, scaler, None, 10)
-    batches = [blank_batch(4, 100).pinned() for _ in range(2)]
+    batches = [batch_of(4, 100).pinned() for _ in range(2)]
 
     def step() -> None:
         loss_sum = torch.zeros((), dtype=torch.float64, device=machine.device)
@@ -123,7 +129,7 @@ def test_an_overflow_is_skipped_and_the_scale_recovers(model):
     before = model.transformer.wte.weight.detach().clone()
     for done in range(40):
         with machine.autocast():
-            loss = summed_loss(model, blank_batch(2, 64).to(machine.device))
+            loss = summed_loss(model, batch_of(2, 64).to(machine.device))
         scaler.scale(loss / 126).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -141,7 +147,7 @@ def test_the_plan_is_within_15_percent_of_the_allocator(model):
 
     def step() -> None:
         for _ in range(2):
-            summed_loss(model, blank_batch(8, 256).to(device)).backward()
+            summed_loss(model, batch_of(8, 256).to(device)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
