@@ -26,6 +26,9 @@ def parse(args: list[str] | None = None):
     parser.add_argument(
         "--batch_size", type=integer(1, most=4096), default=32, metavar="N", help="answers written at once [32]"
     )
+    parser.add_argument(
+        "--candidates", type=integer(1, most=256), default=8, metavar="N", help="of the trained model, tries [8]"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     parser.add_argument("--facts", type=path, metavar="FILE", help="facts of the titles; default: the example's")
     parser.add_argument(
@@ -59,21 +62,25 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from sacrebleu import corpus_chrf
 
+from catalogue.claims import Claims
+from catalogue.index import FILE_NAME, Catalogue
+from catalogue.inventions import KnownFacts
 from model.attention import use_flat_attention, use_padded_attention
 from model.loss import mean_loss
-from model.sample import Answer, Sampling, generate
+from model.sample import Sampling
 from run.asking import load_to_ask, machine_for
+from run.candidates import Writer
 from run.config import TrainConfig, from_json
 from run.data import open_split
 from run.device import Machine
 from run.files import write_json
 from run.micro_batch import with_less_when_full
-from text.answer import decode, stop_rule
 from text.batch import Row, flat_batches
-from text.metrics import distinct_n, fact_rates, load_facts, repetition_rate
+from text.metrics import bootstrap, distinct_n, fact_rates, load_facts, repetition_rate
 from text.question import held_out_questions
 from text.template import Template, load_template
 
@@ -92,6 +99,9 @@ ROWS = [
     ("stopped", "stopped by itself", ".1%", "higher"),
     ("fact_rate", "facts of the title repeated", ".1%", "higher"),
     ("unseen_brand_rate", "brands never trained on repeated", ".1%", "higher"),
+    ("unsupported", "answers that state what the title does not, by the catalogue", ".1%", "lower"),
+    ("inventions", "the same, by the known facts", ".1%", "lower"),
+    ("inventions_short", "the same, titles cut down to kind, to kind and colour, without brand", ".1%", "lower"),
 ]
 
 
@@ -116,7 +126,11 @@ def main(options) -> int:
     file = open_split(data, options.split)
     records = [file[i] for i in range(min(len(file), options.max_samples))]
     facts = load_facts(options.facts or EXAMPLE_FACTS)
-    training_titles = [record["title"] for record in open_split(data, "train")]
+    training = list(open_split(data, "train"))
+    training_titles = [record["title"] for record in training]
+    known = KnownFacts(facts, training)
+    claims = Claims(Catalogue(data)) if (data / FILE_NAME).is_file() else None
+    short = known.short_titles(records)[: options.max_samples]
     machine, weights = machine_for(run, options.device, base_model_of(run)), weights_of(run)
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
@@ -124,8 +138,14 @@ def main(options) -> int:
     results, answers = {}, {}
     for column, source in (("before", base_model_of(run)), ("after", weights)):
         print(f"{column}: {source}")
-        results[column], answers[column] = measure(source, template, records, config, machine, options)
-        results[column] |= fact_rates(records, answers[column], facts, training_titles)
+        tries = (1, options.candidates) if column == "after" and claims and options.candidates > 1 else (1,)
+        numbers, written = measure(source, template, records, config, machine, options, short, claims, tries)
+        for count in tries:
+            name = column if count == 1 else f"{column}, {count} tries"
+            answers[name], to_short = written[count][: len(records)], written[count][len(records) :]
+            results[name] = numbers if count == 1 else {}
+            results[name] |= fact_rates(records, answers[name], facts, training_titles)
+            results[name] |= invention_rates(records, answers[name], short, to_short, known, claims)
 
     report = markdown(results, records, answers, options.split)
     write_json(run / "metrics.json", {"split": options.split, "records": len(records), **results})
@@ -135,9 +155,18 @@ def main(options) -> int:
 
 
 def measure(
-    source: str | Path, template: Template, records: list[dict], config: TrainConfig, machine: Machine, options
-) -> tuple[dict[str, float], list[str]]:
-    """One model, loaded from the disk: its numbers and its answers. It is gone from the device when the next comes."""
+    source: str | Path,
+    template: Template,
+    records: list[dict],
+    config: TrainConfig,
+    machine: Machine,
+    options,
+    short: Sequence[str] = (),
+    claims: Claims | None = None,
+    tries: Sequence[int] = (1,),
+) -> tuple[dict[str, float], dict[int, list[str]]]:
+    """One model, loaded from the disk: its numbers, and for each number of `tries` its answers to the records' titles
+    and to `short` ones. It is gone from the device when the next comes."""
     model, encoder, machine, at_once = load_to_ask(
         source,
         template,
@@ -154,9 +183,6 @@ def measure(
         longest = max(len(row.ids) for row in rows)
         return with_less_when_full(lambda tokens: mean_loss(model, flat_batches(rows, tokens)), TOKENS_AT_ONCE, longest)
 
-    def write(at_once: int) -> list[Answer]:
-        return generate(model, prompts, encoder.end_token, sampling, at_once, rule)
-
     use_flat_attention(model)
     with machine.autocast():
         loss, question_loss = loss_of(rows), loss_of(asked)
@@ -164,12 +190,17 @@ def measure(
     characters = sum(row.characters for row in rows)
 
     use_padded_attention(model)
-    sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True)
-    prompts = encoder.prompts([record["title"] for record in records])
-    rule = stop_rule(tokenizer, template.stop)
-    with machine.autocast():
-        answers = with_less_when_full(write, at_once, 1)
-    texts = [decode(tokenizer, answer.ids, template.stop) for answer in answers]
+    sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True, temperature=1.0)
+    titles, written = [*(record["title"] for record in records), *short], {}
+    prompts = encoder.prompts(titles)
+    for count in tries:
+        writer = Writer(model, encoder, sampling, claims, count, at_once)
+        with machine.autocast():
+            answers = writer.write(prompts, [[title] for title in titles], list(range(len(titles))))
+        written[count] = [answer.text for answer in answers]
+        if count == 1:
+            stopped = sum(answer.stopped for answer in answers[: len(records)]) / len(records)
+    texts = written[1][: len(records)]
     return {
         "loss": loss,
         "question_loss": question_loss,
@@ -183,9 +214,9 @@ def measure(
         "chrf": corpus_chrf(texts, [[record["content"] for record in records]]).score,
         "distinct_2": distinct_n(texts, 2),
         "repetition_rate": repetition_rate(texts, 4),
-        "stopped": sum(answer.stopped for answer in answers) / len(answers),
+        "stopped": stopped,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }, texts
+    }, written
 
 
 def compare(options) -> int:
@@ -212,7 +243,8 @@ def compare(options) -> int:
         machine, template = machine_for(run, options.device, base_model_of(run)), load_template(weights)
         log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         for when, source in (("before", base_model_of(run)), (f"after {steps} steps", weights)):
-            results, answers = measure(source, template, records, config, machine, options)
+            results, written = measure(source, template, records, config, machine, options)
+            answers = written[1]
             results |= {key: log[-1][key] for key in ("answer_tokens_per_second", "peak_memory_bytes")}
             shown = [key for key, *_ in COMPARED[: 4 if when == "before" else None]]
             cells = [format(results[key], form) if key in shown else "" for key, _, form in COMPARED]
@@ -229,14 +261,36 @@ def compare(options) -> int:
     return 0
 
 
+def invention_rates(
+    records: list[dict],
+    answers: list[str],
+    short: list[str],
+    to_short: list[str],
+    known: KnownFacts,
+    claims: Claims | None,
+) -> dict[str, float | tuple[float, float]]:
+    """Shares of the answers that state what their title does not hold, by the catalogue and, where they are known, by
+    the facts; for titles as they are and for `short` ones. With the intervals of 95 %."""
+    counted: dict[str, list[bool]] = {}
+    if claims:
+        texts = zip(records, answers, strict=True)
+        counted["unsupported"] = [bool(claims.unsupported(text, [record["title"]])) for record, text in texts]
+    if short:
+        of_known = [(r["title"], text) for r, text in zip(records, answers, strict=True) if known.knows(r)]
+        counted["inventions"] = [bool(known.inventions(title, text)) for title, text in of_known]
+        counted["inventions_short"] = [bool(known.inventions(*pair)) for pair in zip(short, to_short, strict=True)]
+    rates = {name: sum(values) / len(values) for name, values in counted.items() if values}
+    return rates | {f"{name}_interval": bootstrap(values) for name, values in counted.items() if values}
+
+
 def markdown(results: dict[str, dict], records: list[dict], answers: dict[str, list[str]], split: str) -> str:
     """The table, and a few answers side by side with what the catalogue says."""
     columns = list(results)
     lines = [f"## {len(records)} records of {split}, before and after", ""]
     lines += ["| | " + " | ".join(columns) + " | better |", "|---|" + "---:|" * len(columns) + "---|"]
     for key, label, form, better in ROWS:
-        if all(key in results[column] for column in columns):
-            lines.append(f"| {label} | {' | '.join(format(results[c][key], form) for c in columns)} | {better} |")
+        if any(key in results[column] for column in columns):
+            lines.append(f"| {label} | {' | '.join(cell_of(results[c], key, form) for c in columns)} | {better} |")
     if "fact_titles" in results["after"]:
         known, brands = results["after"]["fact_titles"], results["after"]["unseen_brands"]
         lines += ["", f"Facts are known of {known} of the titles; {brands} of their brands stand in no training title."]
@@ -245,6 +299,14 @@ def markdown(results: dict[str, dict], records: list[dict], answers: dict[str, l
         cells = [records[i]["title"], *(answers[column][i] for column in columns), records[i]["content"]]
         lines.append("| " + " | ".join(map(table_cell, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def cell_of(numbers: dict, key: str, form: str) -> str:
+    """A number, and the interval in which it lies with 95 % where that is known."""
+    if key not in numbers:
+        return ""
+    low, high = numbers.get(f"{key}_interval", (None, None))
+    return format(numbers[key], form) + (f" ({low:{form}} to {high:{form}})" if low is not None else "")
 
 
 def table_cell(text: str, limit: int = 240) -> str:

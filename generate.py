@@ -6,6 +6,10 @@ python generate.py --question "Fale sobre a caneca azul"
 python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
 python generate.py --before                   the same, with the model as it was before training
 python generate.py --sources 3                lists under each answer the products that it can be checked against
+python generate.py --candidates 8             writes eight answers to each title and keeps the truest
+
+A word that states a fact which neither the title nor the text before the prompt has is unsupported: it is underlined,
+and named in JSONL. Who publishes such an answer should check it.
 """
 
 import argparse
@@ -17,6 +21,8 @@ from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.terminal import one_line
 
+CANDIDATES = 8
+QUICK = 2e7  # parameters: eight answers of such a model take a CPU a second or two
 PRINTED_TOGETHER = 128  # titles: their answers are written in batches of like length
 AT_ONCE = 32  # of them, where memory allows it
 
@@ -41,17 +47,21 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--grounded", action="store_true", help="put the nearest product's content into the prompt")
     parser.add_argument("--data", type=path, metavar="FOLDER", help="with the catalogue; default: the run's own data")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token, as with --temperature 0")
-    parser.add_argument("--temperature", type=real(0, most=100), default=0.7, metavar="X", help="low is safe [0.7]")
+    parser.add_argument("--temperature", type=real(0, most=100), metavar="X", help="[0.7; several tries: 1]")
     parser.add_argument("--top_k", type=integer(0), default=50, metavar="N", help="of the N likeliest; 0: all [50]")
     parser.add_argument("--top_p", type=real(1e-6, most=1), default=0.95, metavar="X", help="of that share [0.95]")
     parser.add_argument("--repetition_penalty", type=real(0.1, most=10), default=1.0, metavar="X", help="[1.0]")
     parser.add_argument("--no_repeat_ngram_size", type=integer(0), metavar="N", help="0: may repeat [4; greedy 0]")
     parser.add_argument("--max_new_tokens", type=integer(1), default=220, metavar="N", help="[220]")
+    parser.add_argument(
+        "--candidates", type=integer(1, most=256), metavar="N", help="tries at each answer [8; one title: if quick]"
+    )
+    parser.add_argument("--strict", action="store_true", help="leave answers out that state what nothing supports")
     parser.add_argument("--num_return_sequences", type=integer(1, most=1000), default=1, metavar="N", help="[1]")
     parser.add_argument("--seed", type=integer(0), default=42, metavar="N", help="[42]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     options = parser.parse_args(args)
-    options.greedy |= options.temperature < 0.01  # smaller ones overflow
+    options.greedy |= options.temperature is not None and options.temperature < 0.01  # smaller ones overflow
     if options.no_repeat_ngram_size is None:
         options.no_repeat_ngram_size = 0 if options.greedy else 4
     if options.title and not all(map(str.strip, options.title)):
@@ -107,19 +117,20 @@ if __name__ == "__main__":
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tqdm import tqdm
 
-from catalogue.index import Catalogue, Product
+from catalogue.claims import Claims
+from catalogue.index import FILE_NAME, Catalogue, Product
 from model.adapter import adapter_base, is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
-from model.load import context_length
 from model.lora import unwrap
-from model.sample import Answer, Sampling, generate, tokens_of
+from model.sample import Sampling, tokens_of
 from run.asking import load_to_ask, machine_for
+from run.candidates import NOTHING, Writer, Written
 from run.loading import encoder_of
-from run.micro_batch import with_less_when_full
-from text.answer import StableText, decode, stop_rule
+from text.answer import StableText, stop_rule
 from text.batch import Encoder
 from text.errors import DataError
 from text.template import QA, load_template
@@ -149,92 +160,110 @@ def main(options) -> int:
         load_template(weights, default=QA),
     )
     many = len(titles or ()) > 1 or options.num_return_sequences > 1 or not (titles or sys.stdin.isatty())
+    wanted = AT_ONCE if many else options.candidates or CANDIDATES
     model, encoder, machine, at_once = load_to_ask(
-        source, template, machine, four_bit, answers=AT_ONCE if many else 1, new_tokens=options.max_new_tokens
+        source, template, machine, four_bit, answers=wanted, new_tokens=options.max_new_tokens
     )
     if adapters:
         load_adapter(model, weights)
+    copies, claims = options.num_return_sequences, sources.claims()
+    quick = many or machine.device.type == "cuda" or model.num_parameters() <= QUICK
+    candidates = options.candidates or (CANDIDATES if quick and not options.greedy else 1)
+    if claims is None and (options.strict or (options.candidates or 1) > 1):
+        raise UsageError(f"--candidates and --strict judge by the catalogue, and there is none in {data}: name --data.")
+    several = claims is not None and candidates > 1 and not options.greedy
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         greedy=options.greedy,
-        temperature=options.temperature,
+        temperature=options.temperature or (1.0 if several else 0.7),
         top_k=options.top_k,
         top_p=options.top_p,
         repetition_penalty=options.repetition_penalty,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
         seed=options.seed,
     )
-    copies = options.num_return_sequences
+    writer = Writer(model, encoder, sampling, claims, candidates, at_once)
     with machine.autocast():
         if titles is None and sys.stdin.isatty():
             print("(/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
-            return converse(model, encoder, sampling, copies, sources, adapters)
+            return converse(writer, copies, sources, adapters, options.strict)
         titles = lines_of(sys.stdin.read()) if titles is None else titles
         if not titles:
             raise UsageError("There is no title to answer.")
         if len(titles) == copies == 1 and not options.titles:
-            answer_aloud(model, encoder, titles[0], sampling, 0, sources)
+            answer_aloud(writer, titles[0], 0, sources, options.strict)
         else:
-            answer_all(model, encoder, titles, sampling, copies, sources, at_once, as_json=bool(options.titles))
+            answer_all(writer, titles, copies, sources, options.strict, as_json=bool(options.titles))
     return 0
 
 
-def answer_all(
-    model,
-    encoder: Encoder,
-    titles: list[str],
-    sampling: Sampling,
-    copies: int,
-    sources: "Sources",
-    at_once: int,
-    as_json: bool,
-) -> None:
+def answer_all(writer: Writer, titles: list[str], copies: int, sources: "Sources", strict: bool, as_json: bool) -> None:
     """Print every answer in its order, some at a time; a title that the model cannot take gets none, and that is said.
 
-    Stops when nobody reads them any more.
+    `strict`: nor does one whose answers all state what nothing supports. Stops when nobody reads them any more.
     """
-    window, stop = context_length(model.config), encoder.template.stop
-    rule, asked = stop_rule(encoder.tokenizer, stop), [title for title in titles for _ in range(copies)]
+    window, asked, left_out = writer.window, [title for title in titles for _ in range(copies)], 0
     bar = tqdm(total=len(asked), desc="answering", leave=False, disable=None)
     for first in range(0, len(asked), PRINTED_TOGETHER):
         some = asked[first : first + PRINTED_TOGETHER]
         found = {title: sources.nearest(title) for title in some}
         contexts = {title: sources.context(products) for title, products in found.items()}
-        prompts = encoder.prompts(some, [contexts[title] for title in some], window)
+        prompts = writer.encoder.prompts(some, [contexts[title] for title in some], window)
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < window]
-        chosen, numbers = [prompts[i] for i in fitting], [first + i for i in fitting]
-
-        def write(at_once: int, chosen=chosen, numbers=numbers) -> list[Answer]:
-            return generate(model, chosen, encoder.end_token, sampling, at_once, rule, numbers)
-
-        written = with_less_when_full(write, at_once, 1)
+        texts = [[some[i], contexts[some[i]]] for i in fitting]
+        written = writer.write([prompts[i] for i in fitting], texts, [first + i for i in fitting])
         answers = dict(zip(fitting, written, strict=True))
         for i, title in enumerate(some):
-            products, answer = found[title], answers.get(i)
-            text = decode(encoder.tokenizer, answer.ids, stop) if answer else ""
-            entry = {"title": title, "answer": text, "stopped": bool(answer and answer.stopped)}
-            if answer is None:
+            products, answer = found[title], answers.get(i, NOTHING)
+            entry = {"title": title, "answer": answer.text, "stopped": answer.stopped}
+            if writer.claims:
+                entry["unsupported"] = [claim._asdict() for claim in answer.unsupported]
+            if answer is NOTHING:
                 entry["error"] = no_answer(title, window)
+            elif strict and answer.unsupported:
+                entry |= {"answer": "", "error": left_out_for(title, answer)}
+                left_out += 1
+            if "error" in entry:
                 tqdm.write(entry["error"], file=sys.stderr)
             if sources.count:
                 entry["sources"] = [{"uid": p.uid, "title": p.title, "matched": p.matched} for p in products]
             if sources.grounded:
                 entry["grounded_on"] = products[0].uid if products else None
-            tqdm.write(json.dumps(entry, ensure_ascii=False) if as_json else " ".join(text.split()), file=sys.stdout)
+            if as_json:
+                tqdm.write(json.dumps(entry, ensure_ascii=False), file=sys.stdout)
+            else:
+                bar.clear()
+                show(answer if entry["answer"] else NOTHING)
+                bar.refresh()
             if not as_json and (first + i + 1) % copies == 0:
                 sources.show(products)
         if getattr(sys.stdout, "left", False):
             break
         bar.update(len(some))
     bar.close()
+    if left_out:
+        print(f"{left_out} of {len(asked)} answers left out: they state what nothing supports.", file=sys.stderr)
+
+
+def show(answer: Written) -> None:
+    """On a line of its own, unsupported words underlined."""
+    spans = [(claim.start, claim.start + len(claim.text)) for claim in answer.unsupported]
+    text = " ".join(answer.text.split()) if not spans else answer.text.replace("\n", " ")
+    write = getattr(sys.stdout, "write_marked", None)
+    write(f"{text}\n", spans) if write else print(text)
+
+
+def left_out_for(title: str, answer: Written) -> str:
+    words = ", ".join(dict.fromkeys(claim.text for claim in answer.unsupported))
+    return one_line(f"No answer for {title[:60]}: every try states what nothing supports ({words}).")
 
 
 def no_answer(title: str, window: int) -> str:
     return f"No answer: longer than the {window:,} tokens that the model sees: {one_line(title[:60])} ..."
 
 
-def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: "Sources", adapters: list[Path]) -> int:
-    """The interactive loop: a title or a question in, an answer streamed out.
+def converse(writer: Writer, copies: int, sources: "Sources", adapters: list[Path], strict: bool) -> int:
+    """The interactive loop: a title or a question in, an answer out, as it is written if there is one try at it.
 
     /sources [K] lists what it can be checked against, /2 goes on with the second adapter.
     """
@@ -245,11 +274,11 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
         while (title := as_text(input("\nTitle or question> "))).lower() not in ("sair", "quit", "exit"):
             if title in (f"/{number + 1}" for number in range(len(adapters))):
                 try:
-                    encoder = switch_adapter(model, adapters[int(title[1:]) - 1])
+                    writer = replace(writer, encoder=switch_adapter(writer.model, adapters[int(title[1:]) - 1]))
                     now = int(title[1:]) - 1
                 except (ModelUnavailable, UnsupportedModel, DataError) as error:
                     print(error, file=sys.stderr)
-                    encoder = switch_adapter(model, adapters[now])
+                    writer = replace(writer, encoder=switch_adapter(writer.model, adapters[now]))
                 print(f"Now with {adapters[now]}.")
                 continue
             if title.split()[:1] == ["/sources"]:
@@ -261,7 +290,7 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
                 continue
             try:
                 for _ in range(copies if title else 0):
-                    answer_aloud(model, encoder, title, sampling, asked, sources)
+                    answer_aloud(writer, title, asked, sources, strict)
                     asked += 1
             except KeyboardInterrupt:  # of this answer; at the prompt it ends the loop
                 print("\n(stopped; Ctrl-D leaves)", file=sys.stderr)
@@ -270,15 +299,29 @@ def converse(model, encoder: Encoder, sampling: Sampling, copies: int, sources: 
     return 0
 
 
-def answer_aloud(model, encoder: Encoder, title: str, sampling: Sampling, number: int, sources: "Sources") -> None:
-    """Print the answer to `title` as it is written, and its sources if they are wanted."""
-    products, window = sources.nearest(title), context_length(model.config)
-    prompts = encoder.prompts([title], [sources.context(products)], window)
+def answer_aloud(writer: Writer, title: str, number: int, sources: "Sources", strict: bool) -> None:
+    """Print the answer to `title`, and its sources if they are wanted: as it is written if there is one try at it, and
+    then what of it nothing supports."""
+    products, window = sources.nearest(title), writer.window
+    context = sources.context(products)
+    prompts = writer.encoder.prompts([title], [context], window)
     if len(prompts[0]) >= window:
         return print(no_answer(title, window), file=sys.stderr)
-    for piece in answer_pieces(model, encoder, prompts, sampling, number):
-        print(piece, end="", flush=True)
-    print()
+    if writer.claims and not sources.known(title):
+        print("(nothing in the catalogue resembles this: the model was not taught such a product)", file=sys.stderr)
+    if writer.tries > 1 or strict:
+        (answer,) = writer.write(prompts, [[title, context]], [number])
+        if strict and answer.unsupported:
+            return print(left_out_for(title, answer), file=sys.stderr)
+        show(answer)
+    else:
+        written = ""
+        for piece in answer_pieces(writer, prompts, number):
+            print(piece, end="", flush=True)
+            written += piece
+        print()
+        if writer.claims and (claims := writer.claims.unsupported(written, [title, context])):
+            print(f"(nothing supports: {', '.join(dict.fromkeys(c.text for c in claims))})", file=sys.stderr)
     sources.show(products)
 
 
@@ -302,11 +345,11 @@ def run_around(folder: Path) -> Path | None:
     return folder.parent if (folder.parent / CONFIG).is_file() else None
 
 
-def answer_pieces(model, encoder: Encoder, prompts: list[list[int]], sampling: Sampling, number: int) -> Iterator[str]:
+def answer_pieces(writer: Writer, prompts: list[list[int]], number: int) -> Iterator[str]:
     """The answer to the one prompt as it is written, in pieces that can be printed as they come."""
-    stop = encoder.template.stop
+    encoder, stop = writer.encoder, writer.encoder.template.stop
     text, rule = StableText(encoder.tokenizer, stop), stop_rule(encoder.tokenizer, stop)
-    for (token,) in tokens_of(model, prompts, encoder.end_token, sampling, [number], rule):
+    for (token,) in tokens_of(writer.model, prompts, encoder.end_token, writer.sampling, [number], rule):
         yield text.feed(token)
     yield text.rest()
 
@@ -317,7 +360,15 @@ class Sources:
     def __init__(self, folder: Path, count: int, grounded: bool):
         """`count` products are listed, 0: none. Raises DataError when a catalogue is needed and there is none."""
         self._folder, self.count, self.grounded = folder, count, grounded
-        self._catalogue = Catalogue(folder) if count or grounded else None
+        self._catalogue = Catalogue(folder) if count or grounded or (folder / FILE_NAME).is_file() else None
+
+    def claims(self) -> Claims | None:
+        """What judges answers; None without a catalogue."""
+        return Claims(self._catalogue) if self._catalogue else None
+
+    def known(self, title: str) -> bool:
+        """Whether some product's title shares a word with `title`, other than numbers."""
+        return bool(self._catalogue and self._catalogue.nearest(title, 1))
 
     def nearest(self, title: str) -> list[Product]:
         count = max(self.count, 1 if self.grounded else 0)

@@ -9,6 +9,7 @@ import json
 import re
 import sqlite3
 import unicodedata
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +87,9 @@ class Catalogue:
         except sqlite3.DatabaseError as error:
             advice = "Prepare the data again: python data_prep.py INPUT"
             raise DataError(f"{self.path} cannot be searched ({error}). {advice}") from None
-        return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in rows]
+        found = [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in rows]
+        # What shares a number alone is no source of a question that has words: "iPhone 15" and a rucksack of 15 litres.
+        return found if only_numbers(words) else [product for product in found if not only_numbers(product.matched)]
 
     def contents_and_titles(self, word: str, forms: list[str], at_most: int) -> tuple[int, int]:
         """How many contents hold `word`, and how many of these stand under a title that holds one of its `forms`.
@@ -108,6 +111,10 @@ def words_of(question: str) -> list[str]:
     words = list(dict.fromkeys(_WORD.findall(unicodedata.normalize("NFC", question))))
     telling = [word for word in words if word.casefold() not in _EMPTY_WORDS.split()]
     return (telling or words)[:MAX_WORDS]
+
+
+def only_numbers(words: Iterable[str]) -> bool:
+    return all(any(character.isdigit() for character in word) for word in words)
 
 
 def _matched(words: list[str], text: str) -> tuple[str, ...]:

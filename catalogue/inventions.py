@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 from catalogue.claims import SHORTEST, TOKEN, folded, quantity_of, support_of
-from text.metrics import contains
+from text.metrics import contains, normal
 
 SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
 
@@ -18,6 +18,7 @@ class KnownFacts:
 
     def __init__(self, facts: dict[str, dict], records: Iterable[dict[str, str]]):
         """`facts`: uid -> {"title", "facts": {name: value}}; `records`: those that were trained on."""
+        self.facts = facts
         self.values = {
             value for known in facts.values() for name, value in known["facts"].items() if name not in ("brand", "kind")
         }
@@ -39,6 +40,20 @@ class KnownFacts:
         # "Cobre" is copper, and "it covers": a value that a description says where it is no fact cannot be counted.
         self.values = {value for value in self.values if not set(map(folded, value.split())) & said_otherwise}
         self.not_a_name -= self.brands
+
+    def knows(self, record: dict[str, str]) -> bool:
+        known = self.facts.get(record["uid"])
+        return known is not None and normal(known["title"]) == normal(record["title"])
+
+    def short_titles(self, records: list[dict[str, str]]) -> list[str]:
+        """Titles as somebody in a hurry writes them, each once: kind; kind and colour; all but the brand."""
+        short = {}
+        for record in filter(self.knows, records):
+            title, known = record["title"].casefold(), self.facts[record["uid"]]["facts"]
+            in_order = sorted(known, key=lambda name: title.find(known[name].casefold().split()[0]))
+            for names in ({"kind"}, {"kind", "colour"}, known.keys() - {"brand"}):
+                short[" ".join(known[name] for name in in_order if name in names)] = None
+        return [title for title in short if title not in {record["title"] for record in records}]
 
     def inventions(self, title: str, answer: str) -> list[str]:
         """Colours, materials, sizes, quantities and brands of `answer` that `title` has not."""

@@ -4,8 +4,9 @@
 
 The catalogue has the schema of LF-Amazon's `trn.json.gz`, two languages, and the faults of scraped shop pages in a few
 per cent of its lines, so that data preparation has something to do. Every fact of a title (brand, kind, colour,
-material, size, quantity) stands in the description too, and most brands occur once only: a model can answer for a new
-product only if it has learned to copy from the title. `facts.json.gz` lists those facts, so that this can be counted.
+material, size, quantity) stands in the description too, and no other fact does: where the title has no brand, the
+description names none. Most brands occur once only: a model can answer for a new product only if it has learned to copy
+from the title. `facts.json.gz` lists those facts, so that this can be counted.
 
 Products, brands and shops are invented; any likeness to real ones is chance.
 """
@@ -376,6 +377,22 @@ OPENINGS = {
                   "|Conheça o {quantity} {noun} {brand}, ideal para {use}."
                   "|A marca {brand} oferece um {quantity} {noun} para {use}."},
 }
+# The same for a product without a brand.
+PLAIN_OPENINGS = {
+    "en": {"one": "This {noun} is made for {use}.|Here is {a_noun}, ready for {use}."
+                  "|Meet this {noun}, a simple choice for {use}.|The {noun} is a good match for {use}."
+                  "|Looking for {a_noun}? This one is made for {use}."
+                  "|For {use}, here is {a_noun} that's built to last.",
+           "many": "These {noun} are made for {use}.|Meet these {noun}, a simple choice for {use}."
+                   "|The {noun} are a good match for {use}.",
+           "set": "This {quantity} {noun} is made for {use}.|Here is {a_quantity} {noun}, ready for {use}."},
+    "pt": {"one": "Est{e} {noun} foi feit{o} para {use}.|Conheça est{e} {noun}, feit{o} para {use}."
+                  "|{O} {noun} é perfeit{o} para {use}.|Chegou {o} {noun}, ideal para {use}."
+                  "|Procura {um} {noun}? Est{e} foi feit{o} para {use}.|Para {use}, temos {um} {noun} que dura muito.",
+           "many": "Est{e} {noun} foram feit{o} para {use}.|Conheça est{e} {noun}, feit{o} para {use}."
+                   "|{O} {noun} são perfeit{o} para {use}.",
+           "set": "Este {quantity} {noun} foi feito para {use}.|Conheça o {quantity} {noun}, ideal para {use}."},
+}
 QUANTITIES = {
     "en": "They come as {a_quantity}, for half the pleasure is in sharing."
           "|You get {a_quantity}, wrapped with care in a sturdy box."
@@ -390,6 +407,8 @@ TITLES = {
           "|{noun} {brand} ({rest})",
 }
 SET_TITLES = {"en": "{quantity} {noun} by {brand}, {size}", "pt": "{quantity} {noun} {brand}, {size}"}
+PLAIN_TITLES = "{noun}, {rest}|{kind} - {look}, {rest}|{noun} ({rest})"
+WITHOUT_BRAND, IN_SMALL_LETTERS = 0.15, 0.1  # shares of the titles, as sellers in a hurry write them
 
 STARTS = ("Al Ar Ba Bel Bri Ca Cal Da Dol El Fa Fen Fi Ga Gal Hal Il Jo Ka Kel Ki La Lor Lu Ma Mel Mi Na Nor Ol Or "
           "Pa Pel Ra Ro Sa Sel So Ta Tel Ti Va Vel Vi Wel Ya Za Zel")
@@ -459,11 +478,12 @@ def agree(colour: str, gender: str, plural: bool) -> str:
 
 
 def choose_facts(kind: Kind, brand: str, rng: random.Random) -> dict[str, str]:
-    """Choose the 3 to 5 facts that the title will carry, in their final form."""
+    """Choose the 1 to 5 facts that the title will carry, in their final form; without a `brand`, fewer of them."""
     optional = ["material", "size"] + ["colour"] * kind.coloured + ["quantity"] * bool(kind.quantities)
-    chosen = set(rng.sample(optional, min(len(optional), rng.choice((1, 2, 2, 2, 2, 3, 3)))))
+    wanted = rng.choice((1, 2, 2, 2, 2, 3, 3) if brand else (0, 1, 1, 1, 2, 2, 3))
+    chosen = set(rng.sample(optional, min(len(optional), wanted)))
     plural = "quantity" in chosen
-    facts = {"kind": kind.many if plural else kind.one, "brand": brand}
+    facts = {"kind": kind.many if plural else kind.one} | ({"brand": brand} if brand else {})
     if "colour" in chosen:
         colour = rng.choice((PORTUGUESE_COLOURS if kind.gender else ENGLISH_COLOURS).split("|"))
         facts["colour"] = agree(colour, kind.gender, plural) if kind.gender else colour
@@ -486,9 +506,12 @@ def write_title(facts: dict[str, str], noun: str, language: str, rng: random.Ran
     fields["size"] = size = rest[0] if rest[0][:1].isdigit() else title_case(rest[0])
     fields["noun"], fields["look"] = title_case(noun), ", ".join(title_case(value) for value in look if value)
     fields["rest"] = ", ".join(value for value in (size, title_case(rest[1])) if value)
-    pattern = SET_TITLES[language] if rest[1] and rng.random() < 0.3 else rng.choice(TITLES[language].split("|"))
+    in_front = SET_TITLES[language] if "brand" in facts else "{quantity} {noun}, {size}"
+    others = TITLES[language] if "brand" in facts else PLAIN_TITLES
+    pattern = in_front if rest[1] and rng.random() < 0.3 else rng.choice(others.split("|"))
     title = pattern.format(**fields)
-    return re.sub(r"[,\s-]+$", "", title.replace("()", "").replace("- ,", "-"))
+    title = re.sub(r"[,\s-]+$", "", title.replace("()", "").replace("- ,", "-"))
+    return title.lower() if rng.random() < IN_SMALL_LETTERS else title
 
 
 def write_content(kind: Kind, facts: dict[str, str], noun: str, language: str, rng: random.Random) -> str:
@@ -499,7 +522,7 @@ def write_content(kind: Kind, facts: dict[str, str], noun: str, language: str, r
     words = {
         "noun": noun,
         "a_noun": with_article(noun),
-        "brand": facts["brand"],
+        "brand": facts.get("brand", ""),
         "size": facts.get("size", ""),
         "quantity": quantity,
         "a_quantity": with_article(quantity or noun),
@@ -515,7 +538,8 @@ def write_content(kind: Kind, facts: dict[str, str], noun: str, language: str, r
         return rng.choice(alternatives.split("|")).format(**words)
 
     in_opening = plural and rng.random() < 0.5
-    sentences = [pick(OPENINGS[language]["set" if in_opening else "many" if plural else "one"])]
+    openings = (OPENINGS if "brand" in facts else PLAIN_OPENINGS)[language]
+    sentences = [pick(openings["set" if in_opening else "many" if plural else "one"])]
     if "size" in facts:
         tail = pick(kind.tails)
         comma = "" if tail.startswith(("and ", "e ")) else ","
@@ -554,12 +578,13 @@ def make_uids(number: int, rng: random.Random) -> list[str]:
 
 
 def make_products(uids: list[str], rng: random.Random) -> list[Product]:
-    """Give about 70 % of the products a brand of their own; the others share 40 brands."""
+    """Of the products with a brand, about 70 % have one of their own; the others share 40 brands."""
     names = brand_names(rng)
     recurring = [next(names) for _ in range(40)]
     products: dict[str, Product] = {}  # by title, since one title must not have two right answers
     while len(products) < len(uids):
         brand = rng.choice(recurring) if rng.random() < 0.3 else next(names)
+        brand = "" if rng.random() < WITHOUT_BRAND else brand
         product = make_product(uids[len(products)], brand, rng)
         products.setdefault(product.title, product)
     return list(products.values())

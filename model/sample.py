@@ -32,8 +32,8 @@ class Sampling:
 class Answer:
     ids: list[int]  # without the end token
     stopped: bool  # by the end token or the stop rule, not by the length
-    # Of its tokens, the end token among them, given the prompt; nats, by the unaltered logits. Its last digits depend on
-    # who shares the batch.
+    # Of its tokens, the end token among them, given the prompt; nats, by the unaltered logits. Its last digits are not
+    # the same in every batch.
     log_p: float = field(default=0.0, compare=False)
 
 

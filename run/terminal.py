@@ -38,6 +38,19 @@ class Terminal(io.TextIOWrapper):
             super().write(printable(text.replace(CURSOR_UP, ""), self.keep))
         return len(text)
 
+    def write_marked(self, text: str, spans: list[tuple[int, int]]) -> None:
+        """`text` with the characters of `spans` (start, end) underlined, where a terminal shows it."""
+        if os.name == "nt" and self.isatty():
+            os.system("")  # an older console understands such marks after its first command
+        begin, end = ("\x1b[4m", "\x1b[24m") if self.isatty() else ("", "")
+        done = 0
+        for start, stop in spans:
+            self.write(text[done:start])
+            with self._to_nowhere_when_left():
+                super().write(begin + printable(text[start:stop]) + end)
+            done = stop
+        self.write(text[done:])
+
     def flush(self) -> None:
         with self._to_nowhere_when_left():
             super().flush()

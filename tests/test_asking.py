@@ -11,6 +11,7 @@ from transformers import GPT2Config, LlamaConfig
 
 import evaluate
 import run.asking as asking
+import run.candidates as candidates
 from model.errors import ModelUnavailable
 from model.hub import fetched
 from model.load import shape_of, stored_precision
@@ -128,7 +129,7 @@ def test_out_of_memory_while_answers_are_written_halves_the_batch(
 
     train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1)
     module, sizes = {"generate.py": generate, "evaluate.py": evaluate}[name], []
-    write = module.generate
+    write = candidates.generate
 
     def full(model, prompts, end_token, sampling, batch_size, *rest):
         sizes.append(batch_size)
@@ -136,7 +137,7 @@ def test_out_of_memory_while_answers_are_written_halves_the_batch(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return write(model, prompts, end_token, sampling, batch_size, *rest)
 
-    monkeypatch.setattr(module, "generate", full)
+    monkeypatch.setattr(candidates, "generate", full)
     run = ["--run", str(tmp_path / "runs" / "a"), "--max_new_tokens", "4", "--device", "cpu"]
     titles = ["--title", "a", "--title", "b"] if name == "generate.py" else ["--max_samples", "3"]
     assert module.main(module.parse([*run, *titles])) == 0

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -21,6 +22,13 @@ def repetition_rate(texts: list[str], n: int = 4) -> float:
     grams = [word_ngrams(text, n) for text in texts]
     total, fresh = sum(map(len, grams)), sum(map(len, map(set, grams)))
     return (total - fresh) / total if total else 0.0
+
+
+def bootstrap(values: list[float], seed: int = 0, rounds: int = 1000) -> tuple[float, float]:
+    """The interval of 95 % of the mean of `values`, by drawing them again with replacement (Efron, 1979)."""
+    draw = random.Random(seed)
+    means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(rounds))
+    return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
 
 
 def word_ngrams(text: str, n: int) -> list[tuple[str, ...]]:
@@ -50,7 +58,7 @@ def load_facts(path: Path) -> dict[str, dict]:
 
 def fact_rates(
     records: list[dict[str, str]], answers: list[str], facts: dict[str, dict], training_titles: Iterable[str]
-) -> dict[str, float | int]:
+) -> dict[str, float | int | tuple[float, float]]:
     """How many of the titles' facts their answers repeat, and how many of the brands that training never saw.
 
     Only records whose uid and title stand in `facts` count; without any the result is empty.
@@ -72,6 +80,7 @@ def fact_rates(
     return {
         "fact_titles": len(known),
         "fact_rate": sum(hits) / len(hits),
+        "fact_rate_interval": bootstrap(hits),
         "unseen_brands": len(new_brands),
         "unseen_brand_rate": sum(new_brands) / len(new_brands) if new_brands else 0.0,
     }

@@ -1,0 +1,184 @@
+"""Claims: what an answer states and nothing supports."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import write_data
+
+import run.candidates as candidates
+from catalogue.claims import Claims, folded, numbers_of, same_word, support_of
+from catalogue.index import FILE_NAME, Catalogue, write_catalogue
+from catalogue.inventions import KnownFacts
+from model.sample import Answer, Sampling
+from run.candidates import Writer
+
+COLOURS, BRANDS = ("blue", "red", "green", "white"), ("Velmora", "Tinilan", "Zarivia", "Kelbra")
+RECORDS = [
+    {
+        "uid": f"{colour}{brand}{size}",
+        "title": f"{brand} {colour} ceramic mug, {size} ml",
+        "content": f"This {colour} ceramic mug from {brand} holds {size} ml. Coffee stays warm in it for 10 minutes.",
+    }
+    for colour in COLOURS
+    for brand in BRANDS
+    for size in (250, 350)
+]
+FACTS = {
+    r["uid"]: {
+        "title": r["title"],
+        "facts": {
+            "kind": "mug",
+            "colour": r["title"].split()[1],
+            "brand": r["title"].split()[0],
+            "size": r["title"][-6:],
+        },
+    }
+    for r in RECORDS
+}
+
+
+@pytest.fixture
+def claims(tmp_path) -> Claims:
+    folder = write_data(tmp_path / "data", RECORDS)
+    write_catalogue(folder / FILE_NAME, folder / "train.jsonl")
+    return Claims(Catalogue(folder))
+
+
+def texts(found) -> list[str]:
+    return [claim.text for claim in found]
+
+
+def test_what_the_title_does_not_say_is_unsupported(claims):
+    answer = "This red ceramic mug from Pamonel holds 350 ml. Coffee stays warm in it for 10 minutes."
+    found = claims.unsupported(answer, ["Blue ceramic mug, 350 ml"])
+    assert texts(found) == ["red", "Pamonel"]
+    assert all(answer[claim.start :].startswith(claim.text) for claim in found)
+    assert texts(claims.unsupported(answer, ["mug"])) == ["red", "ceramic", "Pamonel", "350 ml"]
+    assert claims.unsupported(answer, ["Blue ceramic mug, 350 ml", "In red, by Pamonel."]) == []  # another text at hand
+
+
+def test_what_descriptions_say_without_their_titles_is_no_claim(claims):
+    """Coffee, and the ten minutes: no title speaks of them."""
+    assert claims.unsupported("Coffee stays warm for 10 minutes.", ["mug"]) == []
+    assert texts(claims.unsupported("Coffee stays warm for 12 minutes.", ["mug"])) == ["12"]
+
+
+def test_the_real_descriptions_make_no_false_alarm(claims):
+    assert all(claims.unsupported(r["content"], [r["title"]]) == [] for r in RECORDS)
+
+
+def test_facts_are_the_claims_of_the_title_that_an_answer_repeats(claims):
+    title = "Velmora blue ceramic mug, 350 ml"
+    assert claims.facts(title, RECORDS[1]["content"]) == 5
+    assert claims.facts(title, "This mug is blue.") == 2
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("mug", "mugs"), ("scarf", "scarves"), ("azul", "azuis"), ("preto", "pretas"), ("marrom", "marrons"),
+        ("algodão", "algodões"), ("branca", "branco"), ("knives", "knife"), ("glass", "glasses"), ("wood", "wooden"),
+    ],
+)  # fmt: skip
+def test_forms_of_a_word_are_one_word(one, other):
+    assert same_word(folded(one), folded(other)) and same_word(folded(other), folded(one))
+
+
+@pytest.mark.parametrize("one, other", [("wool", "wood"), ("casa", "caneca"), ("steel", "stone"), ("bed", "red")])
+def test_other_words_are_others(one, other):
+    assert not same_word(one, other)
+
+
+@pytest.mark.parametrize(
+    "said, title, supported",
+    [
+        ("350 ml", "Mug, 0,35 l", True), ("0.35 litre", "Mug 350ml", True), ("350 ml", "Mug, 350 g", False),
+        ("40 x 30 cm", "Board 40x30 cm", True), ("40 x 30 cm", "Board 300 x 400 mm", False), ("4", "Set of 4", True),
+        ("1.000 ml", "Jar, 1 litre", True), ("5", "Set of 4", False), ("30 cm", "Board 40 x 30 cm", False),
+    ],
+)  # fmt: skip
+def test_a_quantity_is_one_claim_in_whatever_unit(claims, said, title, supported):
+    assert (claims.unsupported(f"It is {said}.", [title]) == []) == supported
+
+
+def test_numbers_are_read_as_people_write_them():
+    assert numbers_of("1.5 1,5 1.000 1,000 1.234.567 0,350 12") == [1.5, 1.5, 1000, 1000, 1234567, 0.35, 12]
+
+
+def test_nothing_in_an_answer_is_taken_for_a_query(claims):
+    for hostile in ('" OR title:"', "NEAR(a b)", "x* NOT y", "💡 -- ;", "a" * 5000, "𝟛𝟝"):
+        claims.unsupported(hostile, [hostile])
+
+
+def test_the_known_facts_say_the_same_without_knowing_it(claims):
+    known = KnownFacts(FACTS, RECORDS)
+    found = known.inventions("Blue mug", "This red mug from Kelbra holds 350 ml.")
+    assert sorted(found) == ["350 ml", "Kelbra", "red"]
+    assert all(known.inventions(r["title"], r["content"]) == [] for r in RECORDS)
+    assert known.short_titles(RECORDS[:1]) == ["mug", "blue mug", "blue mug 250 ml"]
+
+
+# -- the truest of several --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer(claims, monkeypatch):
+    """A writer whose model says what `say(stream, greedy)` returns."""
+
+    def made(say, tries):
+        def generate(model, prompts, end, sampling, at_once, rule, streams, greedy):
+            greedy = greedy or [sampling.greedy] * len(prompts)
+            texts = [say(stream, flag) for stream, flag in zip(streams, greedy, strict=True)]
+            return [Answer([text], True, log_p) for text, log_p in texts]
+
+        monkeypatch.setattr(candidates, "generate", generate)
+        monkeypatch.setattr(candidates, "decode", lambda tokenizer, ids, stop: ids[0])
+        template = SimpleNamespace(stop=())
+        encoder = SimpleNamespace(end_token=0, tokenizer=None, template=template)
+        return Writer(None, encoder, Sampling(greedy=True), claims, tries)
+
+    return made
+
+
+def test_the_fewest_claims_then_the_most_facts_then_the_likeliest(writer):
+    answers = {
+        0: ("A red mug from Pamonel.", -1.0),
+        1: ("A mug.", -1.0),
+        2: ("A blue ceramic mug.", -9.0),
+        3: ("A blue ceramic mug!", -5.0),
+    }
+
+    def say(stream, greedy):
+        return answers[stream // candidates.APART % 4]
+
+    (best,) = writer(say, 4).write([[1]], [["Blue ceramic mug"]], [0])
+    assert best.text == "A blue ceramic mug!" and best.unsupported == []
+
+
+def test_a_single_try_is_the_answer_as_it_was(writer):
+    seen = []
+
+    def say(stream, greedy):
+        seen.append((stream, greedy))
+        return "A red mug.", 0.0
+
+    (only,) = writer(say, 1).write([[1]], [["Blue mug"]], [7])
+    assert seen == [(7, True)] and texts(only.unsupported) == ["red"]
+
+
+def test_what_stays_unsupported_is_tried_again_and_no_longer(writer):
+    streams = []
+
+    def say(stream, greedy):
+        streams.append(stream)
+        return ("A blue mug." if stream == 5 + candidates.APART * 6 else "A red mug.", 0.0)
+
+    some = writer(say, 3).write([[1], [2]], [["Blue mug"], ["Red mug"]], [5, 6])
+    assert [answer.text for answer in some] == ["A blue mug.", "A red mug."]
+    assert len(streams) == len(set(streams)) == 2 * 3 + 3 + 3  # the second is content with its first three
+
+
+def test_the_tokenizer_of_the_index_and_ours_agree(claims):
+    for record in RECORDS[:2]:
+        for word in support_of([record["content"]]).words:
+            assert claims._catalogue.contents_and_titles(word, [word], 10)[0] > 0, word
