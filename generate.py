@@ -168,7 +168,9 @@ def main(options) -> int:
         load_adapter(model, weights)
     copies, claims = options.num_return_sequences, sources.claims()
     quick = many or machine.device.type == "cuda" or model.num_parameters() <= QUICK
-    candidates = options.candidates or (CANDIDATES if quick and not options.greedy else 1)
+    # Several answers to one title are wanted for their variety, and a greedy one for being that.
+    one_is_wanted = options.greedy or copies > 1
+    candidates = options.candidates or (CANDIDATES if quick and not one_is_wanted else 1)
     if claims is None and (options.strict or (options.candidates or 1) > 1):
         raise UsageError(f"--candidates and --strict judge by the catalogue, and there is none in {data}: name --data.")
     several = claims is not None and candidates > 1 and not options.greedy

@@ -1,16 +1,19 @@
 """Claims: what an answer states and nothing supports."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from conftest import write_data
 
+import generate
 import run.candidates as candidates
 from catalogue.claims import Claims, folded, numbers_of, same_word, support_of
 from catalogue.index import FILE_NAME, Catalogue, write_catalogue
 from catalogue.inventions import KnownFacts
 from model.sample import Answer, Sampling
 from run.candidates import Writer
+from run.cli import UsageError
 
 COLOURS, BRANDS = ("blue", "red", "green", "white"), ("Velmora", "Tinilan", "Zarivia", "Kelbra")
 RECORDS = [
@@ -182,3 +185,50 @@ def test_the_tokenizer_of_the_index_and_ours_agree(claims):
     for record in RECORDS[:2]:
         for word in support_of([record["content"]]).words:
             assert claims._catalogue.contents_and_titles(word, [word], 10)[0] > 0, word
+
+
+# -- as it is shown ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, claims, gpt2_folder, train):
+    train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1, "--data", tmp_path / "data")
+    return ["--run", str(tmp_path / "runs" / "a"), "--device", "cpu", "--max_new_tokens", "4"]
+
+
+def asked(run, monkeypatch, text, *args) -> int:
+    monkeypatch.setattr(candidates, "decode", lambda tokenizer, ids, stop: text)
+    return generate.main(generate.parse([*run, *map(str, args)]))
+
+
+def test_a_file_of_titles_names_what_nothing_supports(run, tmp_path, monkeypatch, capsys):
+    titles = tmp_path / "titles.txt"
+    titles.write_text("Blue mug\nRed mug\n", encoding="utf-8")
+    assert asked(run, monkeypatch, "A red mug.", "--titles", titles) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["unsupported"] == [{"text": "red", "start": 2}] and second["unsupported"] == []
+    assert asked(run, monkeypatch, "A red mug.", "--titles", titles, "--strict") == 0
+    shown = capsys.readouterr()
+    first, second = map(json.loads, shown.out.splitlines())
+    assert first["answer"] == "" and "red" in first["error"] and second["answer"] == "A red mug."
+    assert "1 of 2 answers left out" in shown.err
+
+
+def test_a_title_that_resembles_nothing_is_said_to(run, monkeypatch, capsys):
+    assert asked(run, monkeypatch, "A mug.", "--title", "iPhone 250 Pro", "--candidates", 2) == 0
+    assert "nothing in the catalogue resembles" in capsys.readouterr().err
+    assert asked(run, monkeypatch, "A mug.", "--title", "Blue mug", "--candidates", 2) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "A mug.\n" and "nothing in the catalogue" not in shown.err
+
+
+def test_without_a_catalogue_candidates_are_refused(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data" / FILE_NAME).unlink()
+    with pytest.raises(UsageError, match="there is none"):
+        asked(run, monkeypatch, "A mug.", "--title", "Blue mug", "--candidates", 2)
+    assert asked(run, monkeypatch, "A mug.", "--title", "Blue mug") == 0
+
+
+def test_a_source_that_shares_a_number_alone_is_none(claims):
+    assert claims._catalogue.nearest("iPhone 250 Pro", 3) == []
+    assert len(claims._catalogue.nearest("250", 3)) == 3  # who asks for nothing but a number gets what has it

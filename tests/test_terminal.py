@@ -40,6 +40,16 @@ def test_what_is_written_passes_it():
     assert raw.getvalue().decode() == "Caneca ã 😀\\u001b[2J\\u202e\\u000d\n\r50%\n"
 
 
+@pytest.mark.parametrize("is_a_terminal", [True, False])
+def test_what_is_marked_is_underlined_on_a_terminal_and_nothing_in_it_acts(is_a_terminal, monkeypatch):
+    raw, text = io.BytesIO(), "A \x1b[2J red\x1b mug."
+    stream = Terminal(raw, encoding="utf-8", line_buffering=True)
+    monkeypatch.setattr(stream, "isatty", lambda: is_a_terminal)
+    stream.write_marked(text + "\n", [(text.index("red"), text.index(" mug"))])
+    marked = "\x1b[4mred\\u001b\x1b[24m" if is_a_terminal else "red\\u001b"
+    assert raw.getvalue().decode() == f"A \\u001b[2J {marked} mug.\n"
+
+
 @posix
 @pytest.mark.slow  # half a minute: a whole training
 def test_the_work_goes_on_when_nobody_reads(tmp_path, data, gpt2_folder):
