@@ -1,6 +1,7 @@
 """The catalogue index, and how generate.py cites it."""
 
 import json
+from functools import partial
 
 import pytest
 from conftest import write_data
@@ -102,6 +103,7 @@ def test_grounded_puts_the_best_match_before_the_prompt_and_says_so(run, data, c
     tokens_of = generate.tokens_of
     monkeypatch.setattr(generate, "tokens_of", lambda model, prompts, *rest, **o: asked.append(prompts[0]) or tokens_of(
         model, prompts, *rest, **o))  # fmt: skip
+    run = partial(run, "--candidates", 1)
     assert run("--title", "Red kettle", "--grounded") == 0
     assert "(grounded on U3: Red Kettle)" in capsys.readouterr().err
     assert run("--title", "Red kettle") == 0

@@ -33,5 +33,7 @@ def test_fact_rates():
     ]
     answers = ["A blue mug by Vela.", "A blue mug.", "red Tiko"]
     rates = fact_rates(records, answers, facts, training_titles=["Green Vela Kettle"])
+    low, high = rates.pop("fact_rate_interval")
+    assert 0 <= low <= 0.5 <= high <= 1
     assert rates == {"fact_titles": 2, "fact_rate": 0.5, "unseen_brands": 1, "unseen_brand_rate": 0.0}
     assert fact_rates(records[2:], answers[2:], facts, []) == {}

@@ -169,13 +169,14 @@ def test_generate_asks_with_the_training_prompt_and_prints_the_answer_alone(run,
         asked.extend(prompts)
         yield from ([token] for token in answer)
 
-    monkeypatch.setattr(generate, "generate", all_at_once)
+    monkeypatch.setattr("run.candidates.generate", all_at_once)
     monkeypatch.setattr(generate, "tokens_of", one_by_one)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{record['title']}\n{record['title']}\n"))
     (tmp_path / "titles.txt").write_text(record["title"] + "\n", encoding="utf-8")
     ways = {"title": ["--title", record["title"]], "titles": ["--titles", str(tmp_path / "titles.txt")], "pipe": []}
     capsys.readouterr()
-    assert generate.main(generate.parse(["--run", str(run), "--device", "cpu", *ways[way]])) == 0
+    options = ["--run", str(run), "--device", "cpu", "--candidates", "1", *ways[way]]
+    assert generate.main(generate.parse(options)) == 0
 
     assert asked and all(prompt == row.ids[: row.first_supervised] for prompt in asked)
     printed = capsys.readouterr().out
