@@ -7,7 +7,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/python train.py
 
 test: $(VENV)/dev.stamp
-	PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest -m "not slow"
+	PYTHONWARNDEFAULTENCODING=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -155,10 +155,11 @@ def main(options) -> int:
     data = options.data or Path(trained_with.get("data_dir", "data"))
     four_bit = options.load_in_4bit or trained_with.get("load_in_4bit", False)
     sources = Sources(data, options.sources, options.grounded)
-    machine, template = (
-        machine_for(run, options.device, base_model_of(run) if run else source),
-        load_template(weights, default=QA),
-    )
+    claims = sources.claims()
+    if claims is None and (options.strict or (options.candidates or 1) > 1):
+        raise UsageError(f"--candidates and --strict judge by the catalogue, and there is none in {data}: name --data.")
+    machine = machine_for(run, options.device, base_model_of(run) if run else source)
+    template = load_template(weights, default=QA)
     many = len(titles or ()) > 1 or options.num_return_sequences > 1 or not (titles or sys.stdin.isatty())
     wanted = AT_ONCE if many else options.candidates or CANDIDATES
     model, encoder, machine, at_once = load_to_ask(
@@ -166,13 +167,11 @@ def main(options) -> int:
     )
     if adapters:
         load_adapter(model, weights)
-    copies, claims = options.num_return_sequences, sources.claims()
+    copies = options.num_return_sequences
     quick = many or machine.device.type == "cuda" or model.num_parameters() <= QUICK
     # Several answers to one title are wanted for their variety, and a greedy one for being that.
     one_is_wanted = options.greedy or copies > 1
     candidates = options.candidates or (CANDIDATES if quick and not one_is_wanted else 1)
-    if claims is None and (options.strict or (options.candidates or 1) > 1):
-        raise UsageError(f"--candidates and --strict judge by the catalogue, and there is none in {data}: name --data.")
     several = claims is not None and candidates > 1 and not options.greedy
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,

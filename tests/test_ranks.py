@@ -94,7 +94,7 @@ def assert_equal_runs(one, other):
 
 
 @pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "sharded"])
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_and_three_processes_train_as_one_does(alone, ranks, more):
     folder, common = alone
     name = f"r{ranks}{''.join(more)}"
