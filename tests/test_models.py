@@ -368,7 +368,10 @@ def test_each_recipe_is_understood_and_can_be_planned(tmp_path, data, train, cap
 # -- real weights -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("four_bit", [False, True], ids=["lora", "lora-4bit"])
+IN_4_BIT = pytest.param(True, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("four_bit", [False, IN_4_BIT], ids=["lora", "lora-4bit"])
 def test_lora_teaches_stories260k_the_example_catalogue(tmp_path, train, capsys, four_bit):
     base = shared_assets("weights", "stories260K-llama")
     with gzip.open(ROOT / "examples" / "catalogue.json.gz", "rt", encoding="utf-8") as lines:

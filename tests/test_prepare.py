@@ -435,7 +435,9 @@ def test_kill_9_in_the_middle_leaves_the_older_outputs_and_no_worker(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a limit on the size of files stands in for a full disk, POSIX only")
-@pytest.mark.parametrize("limit", [200_000, 800_000])  # bytes: the training split does not fit; the catalogue
+@pytest.mark.parametrize(
+    "limit", [200_000, pytest.param(800_000, marks=pytest.mark.slow)]
+)  # bytes: the training split does not fit; the catalogue
 def test_a_full_disk_is_exit_6_and_leaves_the_older_outputs(tmp_path, limit):
     prepare([catalogue(tmp_path / "old.json", [product(1)])], tmp_path / "data", Options(val_share=0, test_share=0))
     before = everything(tmp_path / "data")
