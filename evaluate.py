@@ -126,9 +126,8 @@ def main(options) -> int:
     file = open_split(data, options.split)
     records = [file[i] for i in range(min(len(file), options.max_samples))]
     facts = load_facts(options.facts or EXAMPLE_FACTS)
-    training = list(open_split(data, "train"))
-    training_titles = [record["title"] for record in training]
-    known = KnownFacts(facts, training)
+    training_titles = [record["title"] for record in open_split(data, "train")]
+    known = KnownFacts(facts, open_split(data, "train") if any(record["uid"] in facts for record in records) else ())
     claims = Claims(Catalogue(data)) if (data / FILE_NAME).is_file() else None
     short = known.short_titles(records)[: options.max_samples]
     machine, weights = machine_for(run, options.device, base_model_of(run)), weights_of(run)

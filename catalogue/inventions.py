@@ -1,23 +1,21 @@
 """Facts that an answer states and its title does not hold, where the facts of the products are known by name.
 
-For the bundled catalogue `examples/facts.json.gz` says them. What is counted here knows nothing of `claims.py`, so the
-one can be measured by the other.
+For the bundled catalogue `examples/facts.json.gz` says them. Words and quantities are read as in `claims.py`, but
+nothing here knows its index or its threshold, so the one can be measured by the other.
 """
 
-import re
 from collections.abc import Iterable
 
 from catalogue.claims import SHORTEST, TOKEN, folded, quantity_of, support_of
 from text.metrics import contains, normal
-
-SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
 
 
 class KnownFacts:
     """What a title of these products can hold."""
 
     def __init__(self, facts: dict[str, dict], records: Iterable[dict[str, str]]):
-        """`facts`: uid -> {"title", "facts": {name: value}}; `records`: those that were trained on."""
+        """`facts`: uid -> {"title", "facts": {name: value}}; `records`: those that were trained on, of which those that
+        have facts are read."""
         self.facts = facts
         self.values = {
             value for known in facts.values() for name, value in known["facts"].items() if name not in ("brand", "kind")
@@ -26,17 +24,13 @@ class KnownFacts:
         self.not_a_name: set[str] = set()  # begins with a capital, or is a word of the language
         said_otherwise: set[str] = set()
         for record in records:
-            own = facts.get(record["uid"], {}).get("facts", {})
-            brand = {folded(word) for word in own.get("brand", "").split()}
-            self.not_a_name |= {
-                folded(match["word"]) for match in TOKEN.finditer(record["content"]) if match["word"]
-            } - brand
+            if record["uid"] not in facts:
+                continue
+            brand = {folded(word) for word in facts[record["uid"]]["facts"].get("brand", "").split()}
+            words = {folded(match["word"]) for match in TOKEN.finditer(record["content"]) if match["word"]}
             title = support_of([record["title"]])
-            said_otherwise |= {
-                word
-                for word in (folded(match["word"]) for match in TOKEN.finditer(record["content"]) if match["word"])
-                if own and not title.has_word(word)
-            }
+            self.not_a_name |= words - brand
+            said_otherwise |= {word for word in words if not title.has_word(word)}
         # "Cobre" is copper, and "it covers": a value that a description says where it is no fact cannot be counted.
         self.values = {value for value in self.values if not set(map(folded, value.split())) & said_otherwise}
         self.not_a_name -= self.brands

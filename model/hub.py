@@ -12,6 +12,7 @@ from model.errors import ModelUnavailable
 
 T = TypeVar("T")
 LOOK = 5  # seconds
+ABOUT_THE_HUB = "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER"
 
 
 def fetched(load: Callable[..., T], name: str | Path, **options) -> T:
@@ -59,6 +60,5 @@ def look_for(name: str) -> None:
     else:
         why = "it is neither a folder here nor in the cache, and the hub does not answer"
     raise ModelUnavailable(
-        f"The model {name} cannot be loaded: {why}. Check the name and the connection, or download its folder "
-        "elsewhere and give the path: --model FOLDER. Without any download: --model pocket."
+        f"The model {name} cannot be loaded: {why}. {ABOUT_THE_HUB}. Without any download: --model pocket."
     )

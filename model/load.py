@@ -28,7 +28,7 @@ from transformers.utils import cached_file, logging
 
 from model.adapter import adapter_base, is_adapter, load_adapter, save_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
-from model.hub import fetched
+from model.hub import ABOUT_THE_HUB, fetched
 from model.lora import lora_layers
 
 POCKET = "pocket"
@@ -113,9 +113,7 @@ def load_model(
     for parameter in model.parameters():
         # Out of the file, which is mapped into memory: Windows could not remove an old checkpoint that is still open.
         parameter.data = parameter.data.clone()
-        if getattr(
-            parameter, "quant_state", None
-        ):  # else 4-bit weights are unpacked to fp32 for each backward, then cast
+        if getattr(parameter, "quant_state", None):  # else each backward would unpack them to fp32, then cast
             parameter.quant_state.dtype = compute_dtype
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -260,7 +258,7 @@ def loading(name: str | Path) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else reason[:200] + "..."
-        advice = "Check the name and the connection, or download its folder elsewhere and give the path: --model FOLDER"
+        advice = ABOUT_THE_HUB
         if Path(name).is_dir():
             advice = "A file of that folder is damaged, missing, or of another model: copy it once more"
             if list(Path(name).glob("pytorch_model*.bin")) and not list(Path(name).glob("*.safetensors")):
