@@ -134,8 +134,8 @@ def by_rows(
     """For a GPU, which is kept waiting by every pass over the logits: one product, one maximum, one softmax. Arguments
     and results are those of `by_tiles`.
 
-    Vocabulary and rows are filled up to multiples of 64, the first by logits of -inf, the rows by zeros that count for
-    nothing. Nothing here waits for the device.
+    Vocabulary and rows are filled up to multiples of 64, the first by logits of -inf, the rows by zeros, which add
+    nothing to the head's gradient. Nothing here waits for the device.
     """
     vocabulary, head = len(weight), aligned(weight, dtype)  # (V', d)
     loss = hidden.new_zeros((), dtype=torch.float64)
@@ -155,7 +155,6 @@ def by_rows(
         if not (wants_hidden or wants_weight):
             continue
         p.scatter_add_(1, target, torch.full_like(highest, -1.0))
-        p[count:] = 0.0
         d_logits = p.to(dtype)
         del p
         if wants_hidden:

@@ -364,19 +364,19 @@ def test_machines_on_the_host_keep_the_size_of_their_numbers():
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_chunks_of_a_step_take_what_the_plan_says_of_one(device_type, frozen, monkeypatch):
-    monkeypatch.setitem(CHUNK_ROWS, device_type, 128)
+    monkeypatch.setitem(CHUNK_ROWS, device_type, 512)
     model = tiny_gpt2(5000, n_embd=48).train()
     if frozen:
         wrap(model, Lora())
     use_flat_attention(model)
-    machine = Machine(torch.device(device_type), "bf16", "a card")
-    plan = plan_memory(model, machine)
+    plan = plan_memory(model, Machine(torch.device(device_type), "bf16", "a card"))
+
+    def four_chunks(tokens: int) -> torch.Tensor:
+        return summed_loss(model, blank_batch(tokens // 64, 64), device_type=device_type)
+
     with torch.autocast("cpu", torch.bfloat16):
-        loss = summed_loss
-        seen = memory.seen_in_forward(
-            model, 4 * 128, lambda tokens: loss(model, blank_batch(2, tokens // 2), device_type=device_type)
-        )
-    assert seen.passing <= 1.1 * plan.logits
+        seen = memory.seen_in_forward(model, 4 * 512, four_chunks).passing
+    assert seen <= (1.02 if device_type == "cuda" else 1.1) * plan.logits  # the hidden rows of all chunks come on top
 
 
 def test_the_page_keeps_frozen_weights_in_half_precision_and_onednn_on_the_cpu(records, tokenizer, monkeypatch):

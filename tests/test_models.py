@@ -200,6 +200,9 @@ def test_without_bitsandbytes_there_is_the_pip_line(tmp_path, monkeypatch):
     monkeypatch.setattr("model.load.find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="pip install bitsandbytes"):
         load_model(base, four_bit=True)
+    monkeypatch.setattr("model.load.find_spec", lambda name: None if name == "accelerate" else name)
+    with pytest.raises(ModelUnavailable, match="need the package accelerate. Install"):
+        load_model(base, four_bit=True)
     with pytest.raises(UsageError, match="add --lora"):
         TrainConfig(load_in_4bit=True)
 
