@@ -22,6 +22,13 @@ def parser() -> Parser:
     parser.add_argument("--title_field", metavar="NAME", help="the field with the title; default: found by its name")
     parser.add_argument("--content_field", metavar="NAME", help="the field with the description")
     parser.add_argument("--uid_field", metavar="NAME", help="the field that names the product")
+    parser.add_argument(
+        "--attributes",
+        type=lambda text: tuple(filter(None, map(str.strip, text.split(",")))),
+        default=(),
+        metavar="NAMES",
+        help="fields that state facts (brand,colour,size), or auto: those that the descriptions repeat",
+    )
     parser.add_argument("--encoding", metavar="NAME", help="of the inputs, such as cp1252; default: by evidence")
     parser.add_argument("--sheet", metavar="NAME", help="of a spreadsheet; default: the first")
     parser.add_argument("--describe", action="store_true", help="say what the inputs are, write nothing")
@@ -58,7 +65,9 @@ def main() -> int:
 
     settings = vars(args)  # what is not taken out of it here bears the name of an option
     inputs, folder, workers = (settings.pop(name) for name in ("inputs", "output_dir", "workers"))
-    fields = Fields(*(settings.pop(f"{name}_field") for name in ("title", "content", "uid")))
+    fields = Fields(
+        *(settings.pop(f"{name}_field") for name in ("title", "content", "uid")), settings.pop("attributes")
+    )
     wants_description = settings.pop("describe")
     options = Options(fields=fields, **settings)
     if wants_description:

@@ -29,6 +29,7 @@ def parse(args: list[str] | None = None):
     parser.add_argument(
         "--candidates", type=integer(1, most=256), default=8, metavar="N", help="of the trained model, tries [8]"
     )
+    parser.add_argument("--grounded", action="store_true", help="ask with a text before the prompt too")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     parser.add_argument("--facts", type=path, metavar="FILE", help="facts of the titles; default: the example's")
     parser.add_argument(
@@ -46,9 +47,9 @@ def parse(args: list[str] | None = None):
     if not options.compare and (named := [name for name in training if getattr(options, name)]):
         parser.error(f"--{named[0]} is for the training of --compare.")
     options.template, options.language = options.template or "qa", options.language or "en"
-    for given in (options.facts, options.data_dir):  # what needs no torch is said before it is loaded
-        if given and not given.exists():
-            raise UsageError(f"{given} does not exist.")
+    for named in (options.facts, options.data_dir):  # what needs no torch is said before it is loaded
+        if named and not named.exists():
+            raise UsageError(f"{named} does not exist.")
     if not options.compare:
         find_run(options.run, options.output_dir)
     return options
@@ -57,6 +58,7 @@ def parse(args: list[str] | None = None):
 if __name__ == "__main__":
     OPTIONS = parse()  # before torch is imported, so that --help answers at once
 
+import itertools
 import json
 import math
 import subprocess
@@ -66,10 +68,11 @@ from collections.abc import Sequence
 
 from sacrebleu import corpus_chrf
 
-from catalogue.claims import Claims
+from catalogue.claims import Claims, marked
 from catalogue.index import FILE_NAME, Catalogue
 from catalogue.inventions import KnownFacts
 from model.attention import use_flat_attention, use_padded_attention
+from model.load import context_length
 from model.loss import mean_loss
 from model.sample import Sampling
 from run.asking import load_to_ask, machine_for
@@ -79,12 +82,15 @@ from run.data import open_split
 from run.device import Machine
 from run.files import write_json
 from run.micro_batch import with_less_when_full
+from text.answer import shortened
 from text.batch import Row, flat_batches
 from text.metrics import bootstrap, distinct_n, fact_rates, load_facts, repetition_rate
 from text.question import held_out_questions
+from text.stream import Record, given
 from text.template import Template, load_template
 
 TRAIN = Path(__file__).parent / "train.py"
+SHOWN_CHARS = 240  # of an answer in a table
 TOKENS_AT_ONCE = 4096  # for the loss, without gradients
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
 # key, how it is called, its format, and whether more is better
@@ -97,13 +103,15 @@ ROWS = [
     ("distinct_2", "distinct-2", ".3f", "higher"),
     ("repetition_rate", "repeated 4-grams", ".1%", "lower"),
     ("stopped", "stopped by itself", ".1%", "higher"),
-    ("fact_rate", "facts of the title repeated", ".1%", "higher"),
+    ("fact_rate", "facts of title and attributes repeated", ".1%", "higher"),
+    ("cut_down", "the same, titles cut down to their kind, the rest given as attributes", ".1%", "higher"),
     ("unseen_brand_rate", "brands never trained on repeated", ".1%", "higher"),
-    ("unsupported", "answers that state what the title does not, by the catalogue", ".1%", "lower"),
+    ("unsupported", "answers that state what nothing supports, by the catalogue", ".1%", "lower"),
     ("inventions", "the same, by the known facts", ".1%", "lower"),
     ("inventions_short", "the same, titles cut down to kind, to kind and colour, without brand", ".1%", "lower"),
+    ("grounded", "--grounded: facts of the text repeated, titles cut down to their kind", ".1%", "higher"),
+    ("misled", "--grounded: answers that state a fact of a text about another product", ".1%", "lower"),
 ]
-
 
 # of --compare
 COMPARED = [
@@ -129,7 +137,7 @@ def main(options) -> int:
     training_titles = [record["title"] for record in open_split(data, "train")]
     known = KnownFacts(facts, open_split(data, "train") if any(record["uid"] in facts for record in records) else ())
     claims = Claims(Catalogue(data)) if (data / FILE_NAME).is_file() else None
-    short = known.short_titles(records)[: options.max_samples]
+    others = other_questions(records, known, options)
     machine, weights = machine_for(run, options.device, base_model_of(run)), weights_of(run)
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
@@ -138,15 +146,17 @@ def main(options) -> int:
     for column, source in (("before", base_model_of(run)), ("after", weights)):
         print(f"{column}: {source}")
         tries = (1, options.candidates) if column == "after" and claims and options.candidates > 1 else (1,)
-        numbers, written = measure(source, template, records, config, machine, options, short, claims, tries)
+        asked = [*records, *itertools.chain.from_iterable(others.values())]
+        numbers, written = measure(source, template, asked, len(records), config, machine, options, claims, tries)
         for count in tries:
-            name = column if count == 1 else f"{column}, {count} tries"
-            answers[name], to_short = written[count][: len(records)], written[count][len(records) :]
+            name, texts = column if count == 1 else f"{column}, {count} tries", iter(written[count])
+            answers[name] = list(itertools.islice(texts, len(records)))
             results[name] = numbers if count == 1 else {}
             results[name] |= fact_rates(records, answers[name], facts, training_titles)
-            results[name] |= invention_rates(records, answers[name], short, to_short, known, claims)
+            to_others = {way: list(itertools.islice(texts, len(some))) for way, some in others.items()}
+            results[name] |= invention_rates(records, answers[name], others, to_others, known, claims)
 
-    report = markdown(results, records, answers, options.split)
+    report = markdown(results, records, answers, options.split, claims)
     write_json(run / "metrics.json", {"split": options.split, "records": len(records), **results})
     (run / "evaluation.md").write_text(report, encoding="utf-8")
     print("\n" + report + f"\nSaved {run / 'metrics.json'} and {run / 'evaluation.md'}.")
@@ -156,16 +166,16 @@ def main(options) -> int:
 def measure(
     source: str | Path,
     template: Template,
-    records: list[dict],
+    asked: list[Record],
+    count: int,
     config: TrainConfig,
     machine: Machine,
     options,
-    short: Sequence[str] = (),
     claims: Claims | None = None,
     tries: Sequence[int] = (1,),
 ) -> tuple[dict[str, float], dict[int, list[str]]]:
-    """One model, loaded from the disk: its numbers, and for each number of `tries` its answers to the records' titles
-    and to `short` ones. It is gone from the device when the next comes."""
+    """One model, loaded from the disk: its numbers on the first `count` of what is `asked`, and for each number of
+    `tries` its answers to all of it. It is gone from the device when the next comes."""
     model, encoder, machine, at_once = load_to_ask(
         source,
         template,
@@ -175,8 +185,9 @@ def measure(
         new_tokens=options.max_new_tokens,
         max_length=config.max_length,
     )
+    records = asked[:count]
     tokenizer, rows = encoder.tokenizer, encoder.rows(records)
-    asked = encoder.rows(held_out_questions(records, template.held_out))
+    questions = encoder.rows(held_out_questions(records, template.held_out))
 
     def loss_of(rows: list[Row]) -> float:
         longest = max(len(row.ids) for row in rows)
@@ -184,22 +195,23 @@ def measure(
 
     use_flat_attention(model)
     with machine.autocast():
-        loss, question_loss = loss_of(rows), loss_of(asked)
+        loss, question_loss = loss_of(rows), loss_of(questions)
     supervised = [token for row in rows for token in row.ids[row.first_supervised :]]
     characters = sum(row.characters for row in rows)
 
     use_padded_attention(model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True, temperature=1.0)
-    titles, written = [*(record["title"] for record in records), *short], {}
-    prompts = encoder.prompts(titles)
-    for count in tries:
-        writer = Writer(model, encoder, sampling, claims, count, at_once)
+    contexts, written = [record.get("context", "") for record in asked], {}
+    prompts = encoder.prompts([template.asked(record) for record in asked], contexts, context_length(model.config))
+    texts = [[given(record), context] for record, context in zip(asked, contexts, strict=True)]
+    for number in tries:
+        writer = Writer(model, encoder, sampling, claims, number, at_once)
         with machine.autocast():
-            answers = writer.write(prompts, [[title] for title in titles], list(range(len(titles))))
-        written[count] = [answer.text for answer in answers]
-        if count == 1:
-            stopped = sum(answer.stopped for answer in answers[: len(records)]) / len(records)
-    texts = written[1][: len(records)]
+            answers = writer.write(prompts, texts, list(range(len(asked))))
+        written[number] = [answer.text for answer in answers]
+        if number == 1:
+            stopped = sum(answer.stopped for answer in answers[:count]) / count
+    texts = written[1][:count]
     return {
         "loss": loss,
         "question_loss": question_loss,
@@ -242,7 +254,7 @@ def compare(options) -> int:
         machine, template = machine_for(run, options.device, base_model_of(run)), load_template(weights)
         log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         for when, source in (("before", base_model_of(run)), (f"after {steps} steps", weights)):
-            results, written = measure(source, template, records, config, machine, options)
+            results, written = measure(source, template, records, len(records), config, machine, options)
             answers = written[1]
             results |= {key: log[-1][key] for key in ("answer_tokens_per_second", "peak_memory_bytes")}
             shown = [key for key, *_ in COMPARED[: 4 if when == "before" else None]]
@@ -260,30 +272,48 @@ def compare(options) -> int:
     return 0
 
 
+def other_questions(records: list[Record], known: KnownFacts, options) -> dict[str, list[Record]]:
+    """The products whose facts are known, asked in other ways; {} without any."""
+    cut_down = known.cut_down(records)
+    others = {"inventions_short": known.short_titles(records)[: options.max_samples], "cut_down": cut_down}
+    if options.grounded:
+        others["grounded"] = [r | {"attributes": {}, "context": r["content"]} for r in cut_down]
+        whole = [record for record in records if known.knows(record)]
+        texts = [*whole[1:], *whole[:1]]
+        others["misled"] = [r | {"context": other["content"]} for r, other in zip(whole, texts, strict=True)]
+    return others if cut_down else {}
+
+
 def invention_rates(
-    records: list[dict],
+    records: list[Record],
     answers: list[str],
-    short: list[str],
-    to_short: list[str],
+    others: dict[str, list[Record]],
+    to_others: dict[str, list[str]],
     known: KnownFacts,
     claims: Claims | None,
 ) -> dict[str, float | tuple[float, float]]:
-    """Shares of the answers that state what their title does not hold, by the catalogue and, where they are known, by
-    the facts; for titles as they are and for `short` ones. With the intervals of 95 %."""
+    """Shares of the answers that state what they were not given, by the catalogue and, where they are known, by the
+    facts; and, asked in `others` ways, of the facts that are said. With the intervals of 95 %."""
     counted: dict[str, list[bool]] = {}
     if claims:
         texts = zip(records, answers, strict=True)
-        counted["unsupported"] = [bool(claims.unsupported(text, [record["title"]])) for record, text in texts]
-    if short:
-        of_known = [(r["title"], text) for r, text in zip(records, answers, strict=True) if known.knows(r)]
-        counted["inventions"] = [bool(known.inventions(title, text)) for title, text in of_known]
-        counted["inventions_short"] = [bool(known.inventions(*pair)) for pair in zip(short, to_short, strict=True)]
+        counted["unsupported"] = [bool(claims.unsupported(text, [given(record)])) for record, text in texts]
+    if others:
+        of_known = [(r, text) for r, text in zip(records, answers, strict=True) if known.knows(r)]
+        counted["inventions"] = [bool(known.inventions(*pair)) for pair in of_known]
+    for way, some in others.items():
+        if way in ("cut_down", "grounded"):
+            counted[way] = known.facts_said(some, to_others[way])
+        else:
+            counted[way] = [bool(known.inventions(*pair)) for pair in zip(some, to_others[way], strict=True)]
     rates = {name: sum(values) / len(values) for name, values in counted.items() if values}
     return rates | {f"{name}_interval": bootstrap(values) for name, values in counted.items() if values}
 
 
-def markdown(results: dict[str, dict], records: list[dict], answers: dict[str, list[str]], split: str) -> str:
-    """The table, and a few answers side by side with what the catalogue says."""
+def markdown(
+    results: dict[str, dict], records: list[Record], answers: dict[str, list[str]], split: str, claims: Claims | None
+) -> str:
+    """The table, and a few answers side by side with what the catalogue says; what nothing supports is marked."""
     columns = list(results)
     lines = [f"## {len(records)} records of {split}, before and after", ""]
     lines += ["| | " + " | ".join(columns) + " | better |", "|---|" + "---:|" * len(columns) + "---|"]
@@ -295,8 +325,10 @@ def markdown(results: dict[str, dict], records: list[dict], answers: dict[str, l
         lines += ["", f"Facts are known of {known} of the titles; {brands} of their brands stand in no training title."]
     lines += ["", "| title | " + " | ".join(columns) + " | catalogue |", "|---" * (len(columns) + 2) + "|"]
     for i in range(min(5, len(records))):
-        cells = [records[i]["title"], *(answers[column][i] for column in columns), records[i]["content"]]
-        lines.append("| " + " | ".join(map(table_cell, cells)) + " |")
+        texts = [shortened(answers[column][i], SHOWN_CHARS) for column in columns]
+        marks = [claims.unsupported(text, [given(records[i])]) if claims else [] for text in texts]
+        written = [marked(text, its, escaped) for text, its in zip(texts, marks, strict=True)]
+        lines.append(f"| {' | '.join([table_cell(given(records[i])), *written, table_cell(records[i]['content'])])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -308,13 +340,15 @@ def cell_of(numbers: dict, key: str, form: str) -> str:
     return format(numbers[key], form) + (f" ({low:{form}} to {high:{form}})" if low is not None else "")
 
 
-def table_cell(text: str, limit: int = 240) -> str:
+def table_cell(text: str) -> str:
     """Text as a cell of a Markdown table: one line, nothing in it taken for markup."""
-    line = " ".join(text.split())
-    line = line if len(line) <= limit else line[:limit] + " ..."
+    return escaped(shortened(text, SHOWN_CHARS))
+
+
+def escaped(text: str) -> str:
     for mark in "\\`*_<>|[]":
-        line = line.replace(mark, f"&#{ord(mark)};")
-    return line
+        text = text.replace(mark, f"&#{ord(mark)};")
+    return text
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 python generate.py                            the interactive loop, with the newest run
 python generate.py --title "Blue ceramic mug" --title "Caneca azul"
 python generate.py --question "Fale sobre a caneca azul"
+python generate.py --title Mug --attribute colour=blue --attribute brand=Velmora
 python generate.py --titles titles.txt        one title a line; answers as JSONL on standard output
+python generate.py --titles shop.csv --out described.csv       the same table, its descriptions filled in
 python generate.py --before                   the same, with the model as it was before training
 python generate.py --sources 3                lists under each answer the products that it can be checked against
 python generate.py --candidates 8             writes eight answers to each title and keeps the truest
@@ -16,10 +18,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from catalogue.encoding import evident_encoding, looks_like_cp1252
+from catalogue.fields import attribute_name
 from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
 from run.terminal import one_line
+from run.titles import Answers, Asked, Titles, lines_of, plain, read_titles
+from text.errors import DataError
 
 CANDIDATES = 8
 QUICK = 2e7  # parameters: eight answers of such a model take a CPU a second or two
@@ -42,7 +46,11 @@ def parse(args: list[str] | None = None):
         metavar="TEXT",
         help="a title or a question; may be given several times",
     )
-    parser.add_argument("--titles", type=path, metavar="FILE", help="a title a line; JSONL goes to standard output")
+    parser.add_argument("--titles", type=path, metavar="FILE", help="a title a line, or a table with their columns")
+    parser.add_argument("--out", type=path, metavar="FILE", help="of --titles: .csv, or JSONL [to standard output]")
+    parser.add_argument(
+        "--attribute", type=attribute, action="append", metavar="NAME=VALUE", help="a fact of the titles: colour=blue"
+    )
     parser.add_argument("--sources", type=integer(0, most=1000), default=0, metavar="K", help="list K products [0]")
     parser.add_argument("--grounded", action="store_true", help="put the nearest product's content into the prompt")
     parser.add_argument("--data", type=path, metavar="FOLDER", help="with the catalogue; default: the run's own data")
@@ -61,6 +69,7 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--seed", type=integer(0), default=42, metavar="N", help="[42]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     options = parser.parse_args(args)
+    options.asked, options.attribute = None, dict(options.attribute or [])
     options.greedy |= options.temperature is not None and options.temperature < 0.01  # smaller ones overflow
     if options.no_repeat_ngram_size is None:
         options.no_repeat_ngram_size = 0 if options.greedy else 4
@@ -74,55 +83,38 @@ def parse(args: list[str] | None = None):
         parser.error("--base says on what an --adapter is put; there is none.")
     if options.title and options.titles:
         parser.error("give --title or --titles, not both.")
+    if options.out and not options.titles:
+        parser.error("--out is for the answers to --titles.")
     if options.greedy and options.num_return_sequences > 1:
         parser.error("--greedy has only one answer for a title; leave --num_return_sequences out.")
     try:  # what needs no torch is said before it is loaded
         if options.titles:
-            options.title = read_titles(options.titles)
+            options.asked = read_titles(options.titles)
         elif options.title:
-            options.title = [as_text(title) for title in options.title]
+            options.asked = Titles([Asked(plain(title)) for title in options.title], ["title"], None)
         if not options.adapter:
             find_run(options.run, options.output_dir)
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         parser.error(str(error))
     return options
 
 
-def read_titles(file: Path) -> list[str]:
-    """UTF-8, UTF-16, or what looks like cp1252, which is said. Raises `UsageError` when the file cannot be read."""
-    try:
-        raw = file.read_bytes()
-        return lines_of(raw.decode(evident_encoding(raw)))
-    except UnicodeDecodeError as error:
-        if not looks_like_cp1252(raw):
-            raise UsageError(f"{file} cannot be read: it is no UTF-8 text ({error.reason}): save it so.") from None
-        print(f"{file} is no UTF-8: read as cp1252.", file=sys.stderr)
-        return lines_of(raw.decode("cp1252"))
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def lines_of(text: str) -> list[str]:
-    """The titles in a text, one a line; bytes that are no text show as U+FFFD."""
-    return [title for line in text.split("\n") if (title := as_text(line))]
-
-
-def as_text(argument: str) -> str:
-    """What a shell or a pipe gave, without the marks of bytes that are not UTF-8."""
-    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+def attribute(text: str) -> tuple[str, str]:
+    """`colour=blue` as a name and a value."""
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, as in colour=blue.")
+    return attribute_name(name), plain(value)
 
 
 if __name__ == "__main__":
     OPTIONS = parse()  # before torch is imported, so that --help answers at once
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tqdm import tqdm
 
-from catalogue.claims import Claims
-from catalogue.index import FILE_NAME, Catalogue, Product
 from model.adapter import adapter_base, is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.lora import unwrap
@@ -130,14 +122,15 @@ from model.sample import Sampling, tokens_of
 from run.asking import load_to_ask, machine_for
 from run.candidates import NOTHING, Writer, Written
 from run.loading import encoder_of
+from run.sources import Sources
 from text.answer import StableText, stop_rule
 from text.batch import Encoder
-from text.errors import DataError
+from text.stream import Record, given
 from text.template import QA, load_template
 
 
 def main(options) -> int:
-    titles = options.title
+    asked = options.asked.asked if options.asked else None
     adapters = [adapter_folder(name, options) for name in options.adapter or ()]
     if adapters:
         run, weights, source = run_around(adapters[0]), adapters[0], options.base or adapter_base(adapters[0])
@@ -158,9 +151,12 @@ def main(options) -> int:
     claims = sources.claims()
     if claims is None and (options.strict or (options.candidates or 1) > 1):
         raise UsageError(f"--candidates and --strict judge by the catalogue, and there is none in {data}: name --data.")
+    if unknown := options.attribute.keys() - sources.attributes:
+        known = ", ".join(sorted(sources.attributes)) or "none"
+        print(f"(its catalogue has no attribute {', '.join(sorted(unknown))}; it has: {known})", file=sys.stderr)
     machine = machine_for(run, options.device, base_model_of(run) if run else source)
     template = load_template(weights, default=QA)
-    many = len(titles or ()) > 1 or options.num_return_sequences > 1 or not (titles or sys.stdin.isatty())
+    many = len(asked or ()) > 1 or options.num_return_sequences > 1 or not (asked or sys.stdin.isatty())
     wanted = AT_ONCE if many else options.candidates or CANDIDATES
     model, encoder, machine, at_once = load_to_ask(
         source, template, machine, four_bit, answers=wanted, new_tokens=options.max_new_tokens
@@ -185,44 +181,54 @@ def main(options) -> int:
     )
     writer = Writer(model, encoder, sampling, claims, candidates, at_once)
     with machine.autocast():
-        if titles is None and sys.stdin.isatty():
+        if asked is None and sys.stdin.isatty():
             print("(/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
-            return converse(writer, copies, sources, adapters, options.strict)
-        titles = lines_of(sys.stdin.read()) if titles is None else titles
-        if not titles:
+            return converse(writer, options.attribute, copies, sources, adapters, options.strict)
+        asked = [Asked(line) for line in lines_of(sys.stdin.read())] if asked is None else asked
+        if not asked:
             raise UsageError("There is no title to answer.")
-        if len(titles) == copies == 1 and not options.titles:
-            answer_aloud(writer, titles[0], 0, sources, options.strict)
+        records = [title.record(sources.attributes, options.attribute) for title in asked]
+        if options.titles:
+            with Answers(options.out, options.asked) as answers:
+                out = lambda number, entry: answers.write(asked[number], entry)  # noqa: E731
+                answer_all(writer, records, copies, sources, options.strict, out)
+        elif len(records) == copies == 1:
+            answer_aloud(writer, records[0], 0, sources, options.strict)
         else:
-            answer_all(writer, titles, copies, sources, options.strict, as_json=bool(options.titles))
+            answer_all(writer, records, copies, sources, options.strict, None)
     return 0
 
 
-def answer_all(writer: Writer, titles: list[str], copies: int, sources: "Sources", strict: bool, as_json: bool) -> None:
-    """Print every answer in its order, some at a time; a title that the model cannot take gets none, and that is said.
+def answer_all(
+    writer: Writer, records: list[Record], copies: int, sources: Sources, strict: bool, out: Callable | None
+) -> None:
+    """Give every answer in its order, some at a time, to `out` (number, entry), or print it. A title that the model
+    cannot take gets none, and that is said; `strict`: nor does one whose answers all state what nothing supports.
 
-    `strict`: nor does one whose answers all state what nothing supports. Stops when nobody reads them any more.
+    Stops when nobody reads them any more.
     """
-    window, asked, left_out = writer.window, [title for title in titles for _ in range(copies)], 0
+    window, left_out = writer.window, 0
+    asked = [(i, record) for i, record in enumerate(records) for _ in range(copies)]
     bar = tqdm(total=len(asked), desc="answering", leave=False, disable=None)
     for first in range(0, len(asked), PRINTED_TOGETHER):
         some = asked[first : first + PRINTED_TOGETHER]
-        found = {title: sources.nearest(title) for title in some}
-        contexts = {title: sources.context(products) for title, products in found.items()}
-        prompts = writer.encoder.prompts(some, [contexts[title] for title in some], window)
-        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < window]
-        texts = [[some[i], contexts[some[i]]] for i in fitting]
-        written = writer.write([prompts[i] for i in fitting], texts, [first + i for i in fitting])
+        found = {i: sources.nearest(record) for i, record in some}
+        contexts = {i: sources.context(products) for i, products in found.items()}
+        titles = [writer.encoder.template.asked(record) for _, record in some]
+        prompts = writer.encoder.prompts(titles, [contexts[i] for i, _ in some], window)
+        fitting = [k for k, (_, record) in enumerate(some) if record["title"] and len(prompts[k]) < window]
+        texts = [[given(some[k][1]), contexts[some[k][0]]] for k in fitting]
+        written = writer.write([prompts[k] for k in fitting], texts, [first + k for k in fitting])
         answers = dict(zip(fitting, written, strict=True))
-        for i, title in enumerate(some):
-            products, answer = found[title], answers.get(i, NOTHING)
-            entry = {"title": title, "answer": answer.text, "stopped": answer.stopped}
+        for k, (i, record) in enumerate(some):
+            products, answer = found[i], answers.get(k, NOTHING)
+            entry = {**record, "answer": answer.text, "stopped": answer.stopped}
             if writer.claims:
                 entry["unsupported"] = [claim._asdict() for claim in answer.unsupported]
             if answer is NOTHING:
-                entry["error"] = no_answer(title, window)
+                entry["error"] = no_answer(record["title"], window)
             elif strict and answer.unsupported:
-                entry |= {"answer": "", "error": left_out_for(title, answer)}
+                entry |= {"answer": "", "error": left_out_for(record["title"], answer)}
                 left_out += 1
             if "error" in entry:
                 tqdm.write(entry["error"], file=sys.stderr)
@@ -230,13 +236,13 @@ def answer_all(writer: Writer, titles: list[str], copies: int, sources: "Sources
                 entry["sources"] = [{"uid": p.uid, "title": p.title, "matched": p.matched} for p in products]
             if sources.grounded:
                 entry["grounded_on"] = products[0].uid if products else None
-            if as_json:
-                tqdm.write(json.dumps(entry, ensure_ascii=False), file=sys.stdout)
-            else:
-                bar.clear()
-                show(answer if entry["answer"] else NOTHING)
-                bar.refresh()
-            if not as_json and (first + i + 1) % copies == 0:
+            if out:
+                out(i, entry)
+                continue
+            bar.clear()
+            show(answer if entry["answer"] else NOTHING)
+            bar.refresh()
+            if (first + k + 1) % copies == 0:
                 sources.show(products)
         if getattr(sys.stdout, "left", False):
             break
@@ -260,10 +266,14 @@ def left_out_for(title: str, answer: Written) -> str:
 
 
 def no_answer(title: str, window: int) -> str:
+    if not title:
+        return "No answer: the row has no title."
     return f"No answer: longer than the {window:,} tokens that the model sees: {one_line(title[:60])} ..."
 
 
-def converse(writer: Writer, copies: int, sources: "Sources", adapters: list[Path], strict: bool) -> int:
+def converse(
+    writer: Writer, attributes: dict[str, str], copies: int, sources: Sources, adapters: list[Path], strict: bool
+) -> int:
     """The interactive loop: a title or a question in, an answer out, as it is written if there is one try at it.
 
     /sources [K] lists what it can be checked against, /2 goes on with the second adapter.
@@ -272,7 +282,7 @@ def converse(writer: Writer, copies: int, sources: "Sources", adapters: list[Pat
         print(f"/{number}  {folder}", file=sys.stderr)
     asked, now = 0, 0
     try:
-        while (title := as_text(input("\nTitle or question> "))).lower() not in ("sair", "quit", "exit"):
+        while (title := plain(input("\nTitle or question> "))).lower() not in ("sair", "quit", "exit"):
             if title in (f"/{number + 1}" for number in range(len(adapters))):
                 try:
                     writer = replace(writer, encoder=switch_adapter(writer.model, adapters[int(title[1:]) - 1]))
@@ -291,7 +301,7 @@ def converse(writer: Writer, copies: int, sources: "Sources", adapters: list[Pat
                 continue
             try:
                 for _ in range(copies if title else 0):
-                    answer_aloud(writer, title, asked, sources, strict)
+                    answer_aloud(writer, Asked(title).record(set(), attributes), asked, sources, strict)
                     asked += 1
             except KeyboardInterrupt:  # of this answer; at the prompt it ends the loop
                 print("\n(stopped; Ctrl-D leaves)", file=sys.stderr)
@@ -300,18 +310,18 @@ def converse(writer: Writer, copies: int, sources: "Sources", adapters: list[Pat
     return 0
 
 
-def answer_aloud(writer: Writer, title: str, number: int, sources: "Sources", strict: bool) -> None:
-    """Print the answer to `title`, and its sources if they are wanted: as it is written if there is one try at it, and
-    then what of it nothing supports."""
-    products, window = sources.nearest(title), writer.window
+def answer_aloud(writer: Writer, record: Record, number: int, sources: Sources, strict: bool) -> None:
+    """Print the answer to one title, and its sources if they are wanted: as it is written if there is one try at it,
+    and then what of it nothing supports."""
+    products, window, title = sources.nearest(record), writer.window, record["title"]
     context = sources.context(products)
-    prompts = writer.encoder.prompts([title], [context], window)
+    prompts = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], window)
     if len(prompts[0]) >= window:
         return print(no_answer(title, window), file=sys.stderr)
-    if writer.claims and not sources.known(title):
+    if writer.claims and not sources.known(record):
         print("(nothing in the catalogue resembles this: the model was not taught such a product)", file=sys.stderr)
     if writer.tries > 1 or strict:
-        (answer,) = writer.write(prompts, [[title, context]], [number])
+        (answer,) = writer.write(prompts, [[given(record), context]], [number])
         if strict and answer.unsupported:
             return print(left_out_for(title, answer), file=sys.stderr)
         show(answer)
@@ -321,7 +331,7 @@ def answer_aloud(writer: Writer, title: str, number: int, sources: "Sources", st
             print(piece, end="", flush=True)
             written += piece
         print()
-        if writer.claims and (claims := writer.claims.unsupported(written, [title, context])):
+        if writer.claims and (claims := writer.claims.unsupported(written, [given(record), context])):
             print(f"(nothing supports: {', '.join(dict.fromkeys(c.text for c in claims))})", file=sys.stderr)
     sources.show(products)
 
@@ -353,58 +363,6 @@ def answer_pieces(writer: Writer, prompts: list[list[int]], number: int) -> Iter
     for (token,) in tokens_of(writer.model, prompts, encoder.end_token, writer.sampling, [number], rule):
         yield text.feed(token)
     yield text.rest()
-
-
-class Sources:
-    """What of the catalogue is shown under an answer, and what of it is put before a prompt."""
-
-    def __init__(self, folder: Path, count: int, grounded: bool):
-        """`count` products are listed, 0: none. Raises DataError when a catalogue is needed and there is none."""
-        self._folder, self.count, self.grounded = folder, count, grounded
-        self._catalogue = Catalogue(folder) if count or grounded or (folder / FILE_NAME).is_file() else None
-
-    def claims(self) -> Claims | None:
-        """What judges answers; None without a catalogue."""
-        return Claims(self._catalogue) if self._catalogue else None
-
-    def known(self, title: str) -> bool:
-        """Whether some product's title shares a word with `title`, other than numbers."""
-        return bool(self._catalogue and self._catalogue.nearest(title, 1))
-
-    def nearest(self, title: str) -> list[Product]:
-        count = max(self.count, 1 if self.grounded else 0)
-        return self._catalogue.nearest(title, count) if count else []
-
-    def context(self, products: list[Product]) -> str:
-        """What is put before the prompt, "" for nothing; says so."""
-        if not self.grounded:
-            return ""
-        if not products:
-            print("(grounded: nothing in the catalogue matches; the model answers by itself)", file=sys.stderr)
-            return ""
-        print(f"(grounded on {products[0].uid}: {products[0].title})", file=sys.stderr)
-        return products[0].content
-
-    def show(self, products: list[Product]) -> None:
-        if not self.count:
-            return
-        if not products:
-            print("  This answer has no source: nothing in the catalogue matches.")
-        for number, product in enumerate(products[: self.count], start=1):
-            print(f"  [{number}] {product.uid}  {product.title}  (matched: {', '.join(product.matched)})")
-
-    def switch(self, count: str) -> str:
-        """Turn the list on or off, or set its length; returns what to say."""
-        try:
-            wanted = integer(0, most=1000)(count) if count else 0 if self.count else 3
-        except (ValueError, argparse.ArgumentTypeError):
-            return "/sources turns the list of sources on and off, /sources 5 makes it five products long."
-        try:
-            self._catalogue = self._catalogue or Catalogue(self._folder)
-        except DataError as error:
-            return str(error)
-        self.count = wanted
-        return f"Sources: the {self.count} nearest products." if self.count else "Sources: off."
 
 
 if __name__ == "__main__":

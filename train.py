@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.loss import summed_loss
+from model.muon import Muon, hidden_matrices
 from run.checkpoint import CheckpointManager
 from run.cli import INTERRUPTED, run_script
 from run.data import make_train_loader, open_data
@@ -62,6 +63,8 @@ def main(command: Command) -> int:
     matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    if config.optim == "muon":  # for the blocks' matrices; AdamW keeps embeddings, norms and biases
+        optimizer = Muon(groups, hidden_matrices(model), lr=config.learning_rate)
     scaler = machine.grad_scaler()  # fp16: multiplies the loss, so that small gradients do not vanish; else nothing
 
     # ---- what looks after the loop, an object for each concern

@@ -10,7 +10,7 @@ Nothing is learned ahead: the index of `catalogue/index.py` counts when it is as
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -167,3 +167,13 @@ def forms_of(word: str) -> list[str]:
         (e for e in ENDINGS if e and word.endswith(e) and len(word) - len(e) >= SHORTEST), key=len, default=""
     )
     return sorted({word, *(word[: len(word) - len(longest)] + ending for ending in ENDINGS)})
+
+
+def marked(text: str, claims: Iterable[Claim], escaped: Callable[[str], str]) -> str:
+    """`text`, `escaped` for the page that it goes on, with each of `claims` within <mark> and </mark>."""
+    parts, done = [], 0
+    for claim in claims:
+        end = claim.start + len(claim.text)
+        parts += [escaped(text[done : claim.start]), "<mark>", escaped(text[claim.start : end]), "</mark>"]
+        done = end
+    return "".join([*parts, escaped(text[done:])])

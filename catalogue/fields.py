@@ -13,6 +13,9 @@ NAMES = {
     "uid": "uid id asin sku handle codigo",
 }
 SAMPLE_ROWS = 20  # of a table, among which its header is
+AUTO = "auto"  # of the attributes: those fields whose values the descriptions repeat
+REPEATED, FEWEST_REPEATED = 0.5, 3  # share and number of a field's values that stand in their descriptions
+MOST_ATTRIBUTE_CHARS = 100  # a longer value is a text and no fact
 # A pair stands for both fields or for none.
 PAIRS = ({"title": "instruction", "content": "output"}, {"title": "prompt", "content": "completion"})
 
@@ -24,6 +27,7 @@ class Fields:
     title: str | None = None
     content: str | None = None
     uid: str | None = None
+    attributes: tuple[str, ...] = ()  # named as the user did; of a source, those that it has, as it spells them
 
     @property
     def found(self) -> int:
@@ -40,10 +44,34 @@ def choose_fields(names: Sequence[str], given: Fields = Fields()) -> Fields:
     if chosen["title"] is None or chosen["content"] is None:
         pair = next((pair for pair in PAIRS if by_plain.keys() >= set(pair.values())), {})
         chosen |= {field: by_plain[name] for field, name in pair.items()}
-    for field, name in vars(given).items():
-        if name:
+    for field in NAMES:
+        if name := getattr(given, field):
             chosen[field] = name if name in names else by_plain.get(_plain(name))
-    return Fields(**chosen)
+    named = (name if name in names else by_plain.get(_plain(name)) for name in given.attributes if name != AUTO)
+    return Fields(**chosen, attributes=tuple(name for name in named if name is not None))
+
+
+def repeated_fields(records: Iterable[dict[str, str]], fields: Fields) -> tuple[str, ...]:
+    """The fields besides `fields` whose values tend to stand word for word in the description: colours, sizes, brands.
+
+    `records`: texts by field, a few hundred of one source.
+    """
+    others = set(vars(fields).values()) - {None}
+    counts: dict[str, list[int]] = {}  # values, and those of them that are repeated
+    for record in records:
+        content = f" {_plain(record.get(fields.content, ''))} ".replace("_", " ")
+        for name, value in record.items():
+            words = _plain(value).replace("_", " ")
+            if name not in others and words and len(value) <= MOST_ATTRIBUTE_CHARS:
+                found = counts.setdefault(name, [0, 0])
+                found[0] += 1
+                found[1] += f" {words} " in content
+    return tuple(n for n, (all_, hits) in counts.items() if hits >= max(FEWEST_REPEATED, REPEATED * all_))
+
+
+def attribute_name(field: str) -> str:
+    """As a record and a prompt have it, however a file spells it: "Tamanho " and "tamanho" are one attribute."""
+    return " ".join(_plain(field).split("_"))[:MOST_ATTRIBUTE_CHARS] or one_line(field)
 
 
 def header_row(rows: Sequence[Sequence[str]], given: Fields) -> int:
@@ -51,13 +79,21 @@ def header_row(rows: Sequence[Sequence[str]], given: Fields) -> int:
     return max(range(len(rows)), key=lambda row: (choose_fields(rows[row], given).found, any(rows[row])), default=0)
 
 
-def describe(fields: Fields, names: Iterable[str]) -> str:
-    """The choice in words, with the next thing to try where a field was not found."""
+def describe(fields: Fields, names: Iterable[str], given: Fields = Fields(), repeated: Iterable[str] = ()) -> str:
+    """The choice in words, with the next thing to try where a field was not found, or one could serve."""
     names = list(dict.fromkeys(map(one_line, names)))
-    parts = [f'{field} from "{one_line(name)}"' for field, name in vars(fields).items() if name is not None]
+    chosen = ((field, getattr(fields, field)) for field in NAMES)
+    parts = [f'{field} from "{one_line(name)}"' for field, name in chosen if name is not None]
+    if fields.attributes:
+        parts.append(f"attributes from {quoted(fields.attributes)}")
+    absent = [name for name in given.attributes if not choose_fields(names, Fields(attributes=(name,))).attributes]
+    if absent := [name for name in absent if name != AUTO]:
+        parts.append(f"no field {quoted(absent)} for the attributes")
+    if more := [name for name in repeated if name not in fields.attributes]:
+        parts.append(f"the descriptions repeat {quoted(more)}: --attributes auto takes such fields along")
     missing = [field for field in ("title", "content") if getattr(fields, field) is None]
     if missing:
-        known = ", ".join(f'"{name}"' for name in names[:12]) or "none"
+        known = quoted(names[:12]) or "none"
         options = " and ".join(f"--{field}_field NAME" for field in missing)
         parts.append(f"no field for the {' and the '.join(missing)} among {known}: name it with {options}")
     elif fields.uid is None:
@@ -65,6 +101,10 @@ def describe(fields: Fields, names: Iterable[str]) -> str:
     if any("\\udc" in name for name in names):
         parts.append("the names are not UTF-8: name their encoding with --encoding")
     return ", ".join(parts)
+
+
+def quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{one_line(name)}"' for name in names)
 
 
 def printable(text: str) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 from catalogue.claims import SHORTEST, TOKEN, folded, quantity_of, support_of
 from text.metrics import contains, normal
+from text.stream import Record, given
 
 
 class KnownFacts:
     """What a title of these products can hold."""
 
-    def __init__(self, facts: dict[str, dict], records: Iterable[dict[str, str]]):
+    def __init__(self, facts: dict[str, dict], records: Iterable[Record]):
         """`facts`: uid -> {"title", "facts": {name: value}}; `records`: those that were trained on, of which those that
         have facts are read."""
         self.facts = facts
@@ -28,30 +29,41 @@ class KnownFacts:
                 continue
             brand = {folded(word) for word in facts[record["uid"]]["facts"].get("brand", "").split()}
             words = {folded(match["word"]) for match in TOKEN.finditer(record["content"]) if match["word"]}
-            title = support_of([record["title"]])
+            here = support_of([given(record)])
             self.not_a_name |= words - brand
-            said_otherwise |= {word for word in words if not title.has_word(word)}
+            said_otherwise |= {word for word in words if not here.has_word(word)}
         # "Cobre" is copper, and "it covers": a value that a description says where it is no fact cannot be counted.
         self.values = {value for value in self.values if not set(map(folded, value.split())) & said_otherwise}
         self.not_a_name -= self.brands
 
-    def knows(self, record: dict[str, str]) -> bool:
+    def knows(self, record: Record) -> bool:
         known = self.facts.get(record["uid"])
         return known is not None and normal(known["title"]) == normal(record["title"])
 
-    def short_titles(self, records: list[dict[str, str]]) -> list[str]:
-        """Titles as somebody in a hurry writes them, each once: kind; kind and colour; all but the brand."""
+    def facts_said(self, records: list[Record], answers: list[str]) -> list[bool]:
+        """Of each known fact of each product whether its answer says it."""
+        pairs = zip(records, answers, strict=True)
+        return [contains(text, value) for r, text in pairs for value in self.facts[r["uid"]]["facts"].values()]
+
+    def cut_down(self, records: list[Record]) -> list[Record]:
+        """The title is the kind alone, and all other facts are attributes."""
+        kinds = [(r, self.facts[r["uid"]]["facts"]) for r in records if self.knows(r)]
+        return [r | {"title": known["kind"], "attributes": _but_the_kind(known)} for r, known in kinds]
+
+    def short_titles(self, records: list[Record]) -> list[Record]:
+        """As somebody in a hurry writes them, each once: kind; kind and colour; all but the brand."""
         short = {}
         for record in filter(self.knows, records):
-            title, known = record["title"].casefold(), self.facts[record["uid"]]["facts"]
-            in_order = sorted(known, key=lambda name: title.find(known[name].casefold().split()[0]))
+            title = record["title"]
+            known = {k: v for k, v in self.facts[record["uid"]]["facts"].items() if contains(title, v)}
+            in_order = sorted(known, key=lambda name: title.casefold().find(known[name].casefold().split()[0]))
             for names in ({"kind"}, {"kind", "colour"}, known.keys() - {"brand"}):
                 short[" ".join(known[name] for name in in_order if name in names)] = None
-        return [title for title in short if title not in {record["title"] for record in records}]
+        return [{"title": title} for title in short if title not in {record["title"] for record in records}]
 
-    def inventions(self, title: str, answer: str) -> list[str]:
-        """Colours, materials, sizes, quantities and brands of `answer` that `title` has not."""
-        here, said, found = support_of([title]), support_of([answer]), []
+    def inventions(self, record: Record, answer: str) -> list[str]:
+        """Colours, materials, sizes, quantities and brands of `answer` that neither title nor attributes have."""
+        here, said, found = support_of([given(record)]), support_of([answer]), []
         for value in self.values:
             parts = list(TOKEN.finditer(value))
             numbers = [quantity_of(part) for part in parts if part["number"]]
@@ -67,3 +79,7 @@ class KnownFacts:
             if folded(word) in self.brands or folded(word) not in self.not_a_name:
                 found.append(word)
         return found
+
+
+def _but_the_kind(facts: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if name != "kind"}

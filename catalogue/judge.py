@@ -16,9 +16,10 @@ import numpy as np
 from catalogue.clean import clean
 from catalogue.duplicates import digest, near_keys
 from catalogue.encoding import cells_in_cp1252, looks_like_cp1252
-from catalogue.fields import Fields
+from catalogue.fields import MOST_ATTRIBUTE_CHARS, Fields, attribute_name
 from catalogue.records import Broken, Raw, TooLong
 from catalogue.sources import Source
+from text.stream import Record
 
 
 class Reason(StrEnum):
@@ -108,7 +109,7 @@ def judge_block(block: Block, options: Options) -> tuple[list[Candidate | Reason
         outcomes.append(candidate)
         candidates.append(candidate)
         contents.append(record["content"])
-        before = tuple(_as_text(source.get(name)) for name in (block.fields.title, block.fields.content))
+        before = tuple(as_text(source.get(name)) for name in (block.fields.title, block.fields.content))
         is_short = sum(map(len, before)) <= EXAMPLE_CHARS
         if is_short and "".join("".join(before).split()) != "".join(text.split()):  # more than white space has moved
             changed.append((candidate, (before, (record["title"], record["content"]))))
@@ -166,31 +167,34 @@ def _from_row(row: list[str], header: tuple[str, ...]) -> dict | Reason:
     return dict(zip(header, row, strict=False))
 
 
-def read_record(source: dict, fields: Fields, min_content_chars: int) -> dict[str, str] | Reason:
-    """The cleaned record of a parsed one, {"uid", "title", "content"}, or the reason why it has none.
+def read_record(source: dict, fields: Fields, min_content_chars: int) -> Record | Reason:
+    """The cleaned record of a parsed one, or the reason why it has none.
 
     Needs no other record, so records can be read in any order and in any process. The uid is "" where there is none.
     """
-    raw_title = _as_text(source.get(fields.title))
+    raw_title = as_text(source.get(fields.title))
     title = clean(raw_title)
     if not title:
         return Reason.MARKUP_TITLE if "<" in raw_title else Reason.NO_TITLE
-    content = clean(_as_text(source.get(fields.content)))
+    content = clean(as_text(source.get(fields.content)))
     if not content:
         return Reason.NO_CONTENT
     if content.casefold() == title.casefold():
         return Reason.SAME_AS_TITLE
     if len(content) < min_content_chars:
         return Reason.TOO_SHORT
-    return {"uid": clean(_as_text(source.get(fields.uid))), "title": title, "content": content}
+    record = {"uid": clean(as_text(source.get(fields.uid))), "title": title, "content": content}
+    values = {attribute_name(name): clean(as_text(source.get(name))) for name in fields.attributes}
+    known = {name: value for name, value in values.items() if 0 < len(value) <= MOST_ATTRIBUTE_CHARS}
+    return record | ({"attributes": known} if known else {})
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     """The text of a field: a string, a number (a book called 1984), or a list of those; anything else has none."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return " ".join(_as_text(item) for item in value if not isinstance(item, list))
+        return " ".join(as_text(item) for item in value if not isinstance(item, list))
     if isinstance(value, float):
         return str(value) if math.isfinite(value) else ""  # pandas writes NaN where a field is missing
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""

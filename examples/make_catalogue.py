@@ -5,8 +5,9 @@
 The catalogue has the schema of LF-Amazon's `trn.json.gz`, two languages, and the faults of scraped shop pages in a few
 per cent of its lines, so that data preparation has something to do. Every fact of a title (brand, kind, colour,
 material, size, quantity) stands in the description too, and no other fact does: where the title has no brand, the
-description names none. Most brands occur once only: a model can answer for a new product only if it has learned to copy
-from the title. `facts.json.gz` lists those facts, so that this can be counted.
+description names none. Of some products the shop has columns: they hold every fact, and the title as many of them as
+the seller cared to type. Most brands occur once only: a model can answer for a new product only if it has learned to
+copy from what it is given. `facts.json.gz` lists those facts, so that this can be counted.
 
 Products, brands and shops are invented; any likeness to real ones is chance.
 """
@@ -408,7 +409,9 @@ TITLES = {
 }
 SET_TITLES = {"en": "{quantity} {noun} by {brand}, {size}", "pt": "{quantity} {noun} {brand}, {size}"}
 PLAIN_TITLES = "{noun}, {rest}|{kind} - {look}, {rest}|{noun} ({rest})"
-WITHOUT_BRAND, IN_SMALL_LETTERS = 0.15, 0.1  # shares of the titles, as sellers in a hurry write them
+QUESTION_TITLES = {"en": "Looking for {title}?|Need a gift? {title}", "pt": "Procurando {title}?|Que tal {title}?"}
+# Shares of the titles, as sellers in a hurry write them, and of the products whose facts stand in columns.
+WITHOUT_BRAND, IN_SMALL_LETTERS, AS_QUESTION, IN_COLUMNS = 0.15, 0.1, 0.05, 0.25
 
 STARTS = ("Al Ar Ba Bel Bri Ca Cal Da Dol El Fa Fen Fi Ga Gal Hal Il Jo Ka Kel Ki La Lor Lu Ma Mel Mi Na Nor Ol Or "
           "Pa Pel Ra Ro Sa Sel So Ta Tel Ti Va Vel Vi Wel Ya Za Zel")
@@ -438,13 +441,15 @@ STORY = (  # when, who, what, turn: nonsense in the tone of a shop that would ra
 
 
 class Product(NamedTuple):
-    """What is known of one product before any dirt: `facts` stand word for word in `title` and in `content`."""
+    """What is known of one product before any dirt: `facts` stand word for word in `content`, and in `title` or, where
+    the shop has some, in `columns`."""
 
     uid: str
     kind: str
     title: str
     content: str
     facts: dict[str, str]
+    columns: dict[str, str]
 
 
 def brand_names(rng: random.Random) -> Iterator[str]:
@@ -497,8 +502,17 @@ def choose_facts(kind: Kind, brand: str, rng: random.Random) -> dict[str, str]:
     return facts
 
 
-def write_title(facts: dict[str, str], noun: str, language: str, rng: random.Random) -> str:
+def in_words(facts: dict[str, str], language: str) -> str:
+    """The kind with its colour and material: blue ceramic mug, caneca azul de cerâmica."""
+    colour, material = facts.get("colour", ""), facts.get("material", "")
+    if language == "en":
+        return " ".join(word for word in (colour, material, facts["kind"]) if word)
+    return " ".join(word for word in (facts["kind"], colour, material and f"de {material}") if word)
+
+
+def write_title(facts: dict[str, str], language: str, rng: random.Random) -> str:
     """Set the facts in one of the shop's title patterns."""
+    noun = in_words(facts, language)
     look = [facts.get("colour", ""), facts.get("material", "")]
     rest = [facts.get("size", ""), facts.get("quantity", "")]
     fields = {name: title_case(value) for name, value in facts.items()}
@@ -511,11 +525,14 @@ def write_title(facts: dict[str, str], noun: str, language: str, rng: random.Ran
     pattern = in_front if rest[1] and rng.random() < 0.3 else rng.choice(others.split("|"))
     title = pattern.format(**fields)
     title = re.sub(r"[,\s-]+$", "", title.replace("()", "").replace("- ,", "-"))
+    if rng.random() < AS_QUESTION:
+        title = rng.choice(QUESTION_TITLES[language].split("|")).format(title=title)
     return title.lower() if rng.random() < IN_SMALL_LETTERS else title
 
 
-def write_content(kind: Kind, facts: dict[str, str], noun: str, language: str, rng: random.Random) -> str:
+def write_content(kind: Kind, facts: dict[str, str], language: str, rng: random.Random) -> str:
     """Write three sentences that say every fact: what it is, how big or how good, and how to keep it."""
+    noun = in_words(facts, language)
     plural, quantity = "quantity" in facts, facts.get("quantity", "")
     ending = {"m": "o", "f": "a", "": ""}[kind.gender]
     subject = {"en": ("It", "Each one"), "pt": ("Ela", "Cada uma") if ending == "a" else ("Ele", "Cada um")}[language]
@@ -560,13 +577,13 @@ def make_product(uid: str, brand: str, rng: random.Random) -> Product:
     language = "en" if rng.random() < 0.6 else "pt"
     kind = rng.choice(ENGLISH_KINDS if language == "en" else PORTUGUESE_KINDS)
     facts = choose_facts(kind, brand, rng)
-    colour, material = facts.get("colour", ""), facts.get("material", "")
-    if language == "en":
-        noun = " ".join(word for word in (colour, material, facts["kind"]) if word)
-    else:
-        noun = " ".join(word for word in (facts["kind"], colour, material and f"de {material}") if word)
-    title = write_title(facts, noun, language, rng)
-    return Product(uid, kind.one, title, write_content(kind, facts, noun, language, rng), facts)
+    columns = {}
+    in_title = facts
+    if rng.random() < IN_COLUMNS:
+        columns = {name: value for name, value in facts.items() if name != "kind"}
+        in_title = {name: value for name, value in facts.items() if name == "kind" or rng.random() < 0.5}
+    title = write_title(in_title, language, rng)
+    return Product(uid, kind.one, title, write_content(kind, facts, language, rng), facts, columns)
 
 
 def make_uids(number: int, rng: random.Random) -> list[str]:
@@ -581,12 +598,12 @@ def make_products(uids: list[str], rng: random.Random) -> list[Product]:
     """Of the products with a brand, about 70 % have one of their own; the others share 40 brands."""
     names = brand_names(rng)
     recurring = [next(names) for _ in range(40)]
-    products: dict[str, Product] = {}  # by title, since one title must not have two right answers
+    products: dict[tuple, Product] = {}  # by what is known, since that must not have two right answers
     while len(products) < len(uids):
         brand = rng.choice(recurring) if rng.random() < 0.3 else next(names)
         brand = "" if rng.random() < WITHOUT_BRAND else brand
         product = make_product(uids[len(products)], brand, rng)
-        products.setdefault(product.title, product)
+        products.setdefault((product.title, *product.columns.items()), product)
     return list(products.values())
 
 
@@ -650,7 +667,7 @@ def markup_title(title: str, content: str, rng: random.Random) -> Text:
     return rng.choice(('<span class="a-size-medium a-color-secondary"', '<div id="titleSection"')), content
 
 
-REPAIRABLE = ((html_tags, 0.015), (entities, 0.015), (double_escaped, 0.006), (mojibake, 0.006), (over_long, 0.002))
+REPAIRABLE = ((html_tags, 0.015), (entities, 0.015), (double_escaped, 0.007), (mojibake, 0.006), (over_long, 0.002))
 HOPELESS = ((empty_content, 0.015), (content_is_title, 0.006), (markup_title, 0.003))
 DUPLICATES = 0.006
 
@@ -690,7 +707,7 @@ def make_catalogue(number: int, seed: int) -> tuple[list[str], dict[str, dict]]:
         title, content = dirty.get(product.uid, (product.title, product.content))
         same_kind = labels[product.kind]
         related = sorted(set(rng.sample(same_kind, min(len(same_kind), rng.randint(2, 5)))) - {index})
-        texts = {"uid": product.uid, "title": title, "content": content}
+        texts = {"uid": product.uid, "title": title, "content": content, **product.columns}
         records.append(texts | {"target_ind": related, "target_rel": [1.0] * len(related)})
     facts = {p.uid: {"title": p.title, "facts": p.facts} for p in products if p.uid not in lost}
 

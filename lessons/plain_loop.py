@@ -4,7 +4,7 @@
 
 Prints the numbers that train.py logs, for the same records in the same order:
 
-    python train.py --model pocket --device cpu --max_steps 20 --logging_steps 1 --question_share 0
+    python train.py --max_steps 20 --logging_steps 1 --question_share 0 --context_share 0 --optim adamw --lr 2e-3
 """
 
 import math
@@ -30,7 +30,7 @@ WARMUP = math.ceil(0.03 * STEPS)  # steps in which the learning rate rises from 
 
 def main(train_file: Path = Path("data/train.jsonl"), dtype: torch.dtype = torch.float32) -> None:
     file = RecordFile(train_file)  # missing? `python train.py --max_steps 1` prepares the bundled catalogue
-    tokenizer = train_bpe((QA.prompt_for(r["title"]) + QA.answer_for(r["content"]) for r in file), POCKET_VOCABULARY)
+    tokenizer = train_bpe((QA.prompt_for(QA.asked(r)) + QA.answer_for(r["content"]) for r in file), POCKET_VOCABULARY)
     encoder, model = Encoder(tokenizer, QA, 256), pocket_model(tokenizer, 256, SEED).to(dtype).train()
     matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]

@@ -195,7 +195,8 @@ def load_training_state(
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by the parameters' names: `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`."""
+    """The optimizer's state by the parameters' names: AdamW's `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`,
+    Muon's `momentum.<name>`."""
     return {
         f"{key}.{name}": value.contiguous()
         for name, parameter in model.named_parameters()
@@ -205,7 +206,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 def load_moments(tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     for name, parameter in model.named_parameters():
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "momentum") if f"{key}.{name}" in tensors]
         found = {key: tensors[f"{key}.{name}"] for key in keys}
         if any(value.shape != parameter.shape for key, value in found.items() if key != "step"):
             raise DamagedCheckpoint(f"AdamW's state of {name} does not fit the model.")

@@ -40,6 +40,12 @@ class TrainConfig:
     template: str = option("qa", "the prompt: qa, inst, chat, hf (the tokenizer's own), or a TOML file")
     language: str = option("en", "of qa, inst and chat", choices=("en", "pt"))
     question_share: float = option(0.2, "share of the records that are asked for by a question", least=0, most=1)
+    context_share: float | None = option(
+        None,
+        "share that gets a text before the prompt, as with --grounded; default: 0, for pocket 0.1",
+        least=0,
+        most=1,
+    )
     loss_on: str = option("answer", "tokens that are supervised", choices=("answer", "all"))
     max_length: int = option(
         256,
@@ -71,8 +77,11 @@ class TrainConfig:
     micro_batch_tokens: int | None = option(
         None, "tokens computed at once: memory and speed, and with dropout its masks; default: what fits", least=1
     )
+    optim: str | None = option(
+        None, "adamw, or muon on the blocks' matrices; default: adamw, for pocket muon", choices=("adamw", "muon")
+    )
     learning_rate: float | None = option(
-        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 2e-3", "--lr", least=0
+        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 4e-3", "--lr", least=0
     )
     lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))
     warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", least=0, most=1)
@@ -104,7 +113,7 @@ class TrainConfig:
             value, choices = getattr(self, f.name), f.metadata["choices"]
             if value == "" or (isinstance(value, str) and "\0" in value):
                 raise UsageError(f"{f.name} is empty, or holds what no name can.")
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise UsageError(f"{f.name}: {value!r} is not one of {', '.join(choices)}.")
             if isinstance(value, int | float) and not isinstance(value, bool):
                 check_number(value, f.name, **f.metadata["limits"])
@@ -117,6 +126,8 @@ class TrainConfig:
             raise UsageError(f"language does nothing with the template {self.template}, which has its own.")
         if self.shard and self.load_in_4bit:
             raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
+        if self.shard and self.optim == "muon":
+            raise UsageError("shard: muon needs whole matrices, and shard divides them: leave one of them out.")
         if self.load_in_4bit and not self.lora:
             raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
 
@@ -246,12 +257,13 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     """
     if config.lora and from_scratch:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
-    learning_rate, epochs = (2e-3, 6.0) if from_scratch else (2e-4, 3.0) if config.lora else (5e-5, 3.0)
-    return replace(
-        config,
-        learning_rate=learning_rate if config.learning_rate is None else config.learning_rate,
-        num_train_epochs=epochs if config.num_train_epochs is None else config.num_train_epochs,
-    )
+    defaults = {
+        "optim": "muon" if from_scratch else "adamw",
+        "learning_rate": 4e-3 if from_scratch else 2e-4 if config.lora else 5e-5,
+        "num_train_epochs": 6.0 if from_scratch else 3.0,
+        "context_share": 0.1 if from_scratch else 0.0,
+    }
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
 def from_json(values: dict, where: str) -> TrainConfig:

@@ -4,15 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from catalogue.fields import AUTO, Fields
+from catalogue.judge import Options
 from catalogue.outputs import settle
 from catalogue.prepare import prepare
 from run.cli import UsageError
 from run.session import Session
 from run.state import TrainState
 from text.batch import Encoder, StepBatch, step_batches
+from text.context import with_contexts
 from text.question import with_questions
 from text.stream import RecordFile, records_of_steps
 
+EXAMPLE_OPTIONS = Options(fields=Fields(attributes=(AUTO,)))
 EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.gz"
 
 
@@ -33,7 +37,7 @@ def open_data(session: Session) -> Data:
     ranks.from_main(lambda: settle(folder))
     if ranks.from_main(lambda: session.config.data_dir == "data" and not (folder / "train.jsonl").exists()):
         print(f"No prepared data in {folder}: preparing the bundled example catalogue. Yours: data_prep.py FILE")
-        ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], folder))
+        ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], folder, EXAMPLE_OPTIONS))
     files = [open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test")]
     now = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in files[:2]})
     if not session.is_new and (saved := session.saved["data"]) != now:
@@ -63,5 +67,6 @@ def make_train_loader(
     config, ranks, done = session.config, session.ranks, state.step
     steps = records_of_steps(data.train, session.records_per_step, config.seed, done, total_steps)
     steps = with_questions(steps, encoder.template.questions, config.question_share, config.seed, done)
+    steps = with_contexts(steps, data.train, config.context_share, config.seed, done)
     on_gpu = session.machine.device.type == "cuda"
     return step_batches(steps, encoder, state.micro_batch_tokens, ranks.rank, ranks.size, pin_memory=on_gpu)

@@ -70,7 +70,7 @@ def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrai
     if weights is None:
         template = choose_template(config.template, config.language)
         some = islice(train_file, RECORDS_FOR_BPE)
-        texts = (template.prompt_for(record["title"]) + template.answer_for(record["content"]) for record in some)
+        texts = (template.prompt_for(template.asked(r)) + template.answer_for(r["content"]) for r in some)
         tokenizer = train_bpe(texts, POCKET_VOCABULARY)
         model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
     else:

@@ -1,6 +1,6 @@
 """How much memory a step takes, said before the first one.
 
-    weights + gradients + AdamW's two moments       known from the parameters
+    weights + gradients + the optimizer's moments    known from the parameters
     activations                                     measured on two small micro-batches, they grow with the tokens
     one chunk of logits                             measured there too, it grows with the rows of the chunk
 
@@ -69,7 +69,7 @@ class MemoryPlan:
             ("memory", f"{gigabytes(peak)} at most; {gigabytes(self.room(free))} can be used"),
             ("  weights", gigabytes(self.weights)),
             ("  gradients", gigabytes(self.gradients)),
-            ("  AdamW", gigabytes(self.optimizer)),
+            ("  optimizer", gigabytes(self.optimizer)),
             ("  activations", f"{gigabytes(passing)}, {micro_batch_tokens:,} tokens at a time, and a chunk of logits"),
         ]
 

@@ -1,13 +1,16 @@
 """What a run will do, said before its first step: steps, learning rate, micro-batch, memory, disk."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from model.muon import hidden_matrices
 from run.cli import UsageError
 from run.config import TrainConfig
 from run.data import Data
@@ -21,6 +24,7 @@ from run.units import short, size, table
 from text.batch import Encoder
 from text.stream import steps_per_epoch
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
 CPU_TOKENS = 1024  # at once on a CPU, where larger micro-batches take more memory and no less time
 
 
@@ -82,6 +86,8 @@ def measure_memory(session: Session, model: PreTrainedModel) -> MemoryPlan:
     """Collective. What a step takes on one rank. Draws random numbers when dropout is on."""
     ranks, machine = session.ranks, session.machine
     memory = plan_memory(model.train(), machine)
+    if session.config.optim == "muon":  # one moment of a matrix instead of two
+        memory = replace(memory, optimizer=memory.optimizer - 4 * numbers_in(hidden_matrices(model)))
     if ranks.size > 1:
         ranks.sum(torch.zeros((), device=machine.device))  # NCCL takes what it needs at the first collective operation
     if ranks.sharded:
@@ -118,9 +124,10 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
     if not any(len(row.ids) > row.first_supervised for row in sample):
         raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
     tokens = sum(len(row.ids) for row in sample) / len(sample) * session.records_per_step * total_steps
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = numbers_in(p for p in model.parameters() if p.requires_grad)
     val_records = min(len(data.val), config.max_eval_samples)
-    disk = 12 * trainable  # fp32 weights and the two moments of AdamW
+    disk = 12 * trainable  # fp32 weights and the two moments of AdamW; Muon has one
+    disk -= 4 * numbers_in(hidden_matrices(model)) if config.optim == "muon" else 0
     free_disk = check_free_space(Path(config.output_dir), disk_needed(disk, config))
     parameters = f"{short(model.num_parameters())} parameters, {short(trainable)} trained"
     rise = "up from 0 to " if warmup_steps else ""  # so the first step of all changes nothing
@@ -130,6 +137,7 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         ("records", f"{len(train):,} in {train.path}, {val_records:,} to validate on"),
         ("steps", f"{total_steps:,} of {session.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
         ("tokens", f"about {short(tokens)} in all"),
+        ("optimizer", OPTIMIZERS[config.optim]),
         ("learning rate", f"{rise}{config.learning_rate:.1e} at step {warmup_steps + 1:,}, then down to 0"),
         *memory.rows(micro_batch_tokens, step_tokens, available),
         *([memory.process_row(held, micro_batch_tokens, step_tokens)] if device.type == "cpu" else []),
@@ -144,6 +152,10 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         rows.append(("note", session.machine.hint))
     adds = memory.adds(micro_batch_tokens, step_tokens)
     return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows, held, adds)
+
+
+def numbers_in(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
 
 
 def disk_needed(checkpoint: int, config: TrainConfig) -> int:

@@ -58,7 +58,7 @@ class Samples:
     def __init__(self, session: Session, model: PreTrainedModel, encoder: Encoder, test_file: RecordFile):
         self.session, self.model, self.encoder = session, model, encoder
         shown = min(TITLES, len(test_file))
-        self.titles = [test_file[len(test_file) * i // shown]["title"] for i in range(shown)]
+        self.titles = [encoder.template.asked(test_file[len(test_file) * i // shown]) for i in range(shown)]
 
     def answers(self) -> dict[str, str]:
         """Collective. What the model answers now, by title; it is in eval mode afterwards."""

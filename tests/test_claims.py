@@ -115,10 +115,15 @@ def test_nothing_in_an_answer_is_taken_for_a_query(claims):
 
 def test_the_known_facts_say_the_same_without_knowing_it(claims):
     known = KnownFacts(FACTS, RECORDS)
-    found = known.inventions("Blue mug", "This red mug from Kelbra holds 350 ml.")
+    found = known.inventions({"title": "Blue mug"}, "This red mug from Kelbra holds 350 ml.")
     assert sorted(found) == ["350 ml", "Kelbra", "red"]
-    assert all(known.inventions(r["title"], r["content"]) == [] for r in RECORDS)
-    assert known.short_titles(RECORDS[:1]) == ["mug", "blue mug", "blue mug 250 ml"]
+    assert all(known.inventions(r, r["content"]) == [] for r in RECORDS)
+    assert [r["title"] for r in known.short_titles(RECORDS[:1])] == ["mug", "blue mug", "blue mug 250 ml"]
+    (cut,) = known.cut_down(RECORDS[:1])
+    assert cut["title"] == "mug" and "blue" in cut["attributes"].values() and "kind" not in cut["attributes"]
+    assert all(known.facts_said([cut], [RECORDS[0]["content"]])) and not any(known.facts_said([cut], ["A lamp."]))
+    attributes = {"colour": "red", "brand": "Kelbra", "size": "0,35 l"}
+    assert known.inventions({"title": "mug", "attributes": attributes}, "This red mug from Kelbra holds 350 ml.") == []
 
 
 # -- the truest of several --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CATALOGUE, FACTS = EXAMPLES / "catalogue.json.gz", EXAMPLES / "facts.json.gz"
+COLUMNS = ("brand", "colour", "material", "size", "quantity")
 
 
 def load_script():
@@ -80,14 +81,15 @@ def test_small_enough_to_ship():
 def test_schema(lines, records, facts):
     assert len(lines) == 4000
     for record in records:
-        assert list(record) == ["uid", "title", "content", "target_ind", "target_rel"]
+        columns = [name for name in record if name in COLUMNS]
+        assert list(record) == ["uid", "title", "content", *columns, "target_ind", "target_rel"]
         assert re.fullmatch(r"VT[A-Z0-9]{8}", record["uid"])
         assert record["target_ind"] and all(type(index) is int for index in record["target_ind"])
         assert record["target_rel"] == [1.0] * len(record["target_ind"])
     assert len({record["uid"] for record in records}) == len(records)
     for entry in facts.values():
         assert list(entry) == ["title", "facts"]
-        assert {"kind"} <= set(entry["facts"]) <= {"kind", "brand", "colour", "material", "size", "quantity"}
+        assert {"kind"} <= set(entry["facts"]) <= {"kind", *COLUMNS}
         assert 1 <= len(entry["facts"]) <= 5
 
 
@@ -103,22 +105,48 @@ def test_where_the_title_has_no_brand_the_description_names_none(records, facts)
         assert not set(re.findall(r"\w+", plain(by_uid[uid]["content"]))) & brands, uid
 
 
-def test_every_fact_stands_in_title_and_content(records, facts):
+def known_of(record: dict) -> str:
+    """What a model is given: the title and the columns."""
+    return " ".join([plain(record["title"]), *(record[name] for name in COLUMNS if name in record)])
+
+
+def test_some_products_have_columns_and_titles_without_their_facts(records, facts):
+    usable = [record for record in records if record["uid"] in facts]
+    with_columns = [record for record in usable if set(COLUMNS) & set(record)]
+    assert 0.2 < len(with_columns) / len(usable) < 0.3
+    for record in with_columns:
+        known = {name: value for name, value in facts[record["uid"]]["facts"].items() if name != "kind"}
+        assert {name: record[name] for name in COLUMNS if name in record} == known
+    silent = [
+        r for r in with_columns if any(not stands_in(r[name], plain(r["title"])) for name in COLUMNS if name in r)
+    ]
+    assert len(silent) > 0.5 * len(with_columns)
+
+
+def test_some_titles_are_questions(facts):
+    asked = [
+        entry["title"]
+        for entry in facts.values()
+        if re.search("^(looking|need|procurando|que tal)", entry["title"], re.I)
+    ]
+    assert 0.03 < len(asked) / len(facts) < 0.08
+
+
+def test_every_fact_stands_in_title_or_columns_and_in_content(records, facts):
     by_uid = {record["uid"]: record for record in records}
     for uid, entry in facts.items():
         record = by_uid[uid]
         assert plain(record["title"]) == entry["title"].replace("'", "’"), "a repaired title is the clean one"
         for fact in entry["facts"].values():
-            assert stands_in(fact, entry["title"]), (uid, fact)
+            assert stands_in(fact, known_of(record)), (uid, fact)
             assert stands_in(fact, plain(record["content"])), (uid, fact)
 
 
-def test_no_number_that_the_title_does_not_give(records, facts):
+def test_no_number_that_title_and_columns_do_not_give(records, facts):
     for record in records:
         if record["uid"] in facts:
-            entry = facts[record["uid"]]
             said = re.findall(r"\d+", plain(record["content"]))
-            assert set(said) == set(re.findall(r"\d+", entry["title"])), record["uid"]
+            assert set(said) == set(re.findall(r"\d+", known_of(record))), record["uid"]
 
 
 def test_brands(script, facts):
@@ -139,9 +167,10 @@ def test_languages_and_kinds(script, facts):
         assert number[kind.one] + number[kind.many] > 50, kind.one
 
 
-def test_titles_are_distinct(facts):
-    """One title with two right answers could not be learned."""
-    assert len({entry["title"] for entry in facts.values()}) == len(facts)
+def test_what_is_known_is_distinct(records, facts):
+    """One title, with the same columns, and two right answers could not be learned."""
+    known = [known_of(record) for record in records if record["uid"] in facts]
+    assert len(set(known)) == len(known)
 
 
 def test_length(records, facts):

@@ -28,6 +28,7 @@ def test_plain_loop_and_page_log_the_same_numbers(tmp_path, train, monkeypatch, 
     pocket = loading.pocket_model
     monkeypatch.setattr(loading, "pocket_model", lambda *args: pocket(*args).to(dtype))
     options = ("--model", "pocket", "--run_name", "a", "--question_share", 0, "--logging_steps", 1)
+    options += ("--context_share", 0, "--optim", "adamw", "--lr", 2e-3)
     assert train(*options, "--max_steps", STEPS) == 0
     page = [(entry["loss"], entry["grad_norm"]) for entry in logged(tmp_path / "runs" / "a")]
     assert len(plain) == len(page) == STEPS

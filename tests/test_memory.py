@@ -82,7 +82,7 @@ def test_the_plan_is_within_15_percent_of_what_a_step_takes(
 
 def test_the_table_adds_up():
     rows = dict(PLAN.rows(10, step_tokens=20, free=10**6))
-    assert list(rows) == ["memory", "  weights", "  gradients", "  AdamW", "  activations"]
+    assert list(rows) == ["memory", "  weights", "  gradients", "  optimizer", "  activations"]
     big = MemoryPlan(*(2**30 * n for n in (1, 2, 4, 1, 1, 1)), 2**30 / 10, 0.0)
     first, *parts = big.rows(10, step_tokens=20, free=0)
     assert float(first[1].split()[0]) == sum(float(value.split()[0]) for _, value in parts) == 1 + 2 + 4 + 3

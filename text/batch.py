@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from text.stream import Record
 from text.template import Template, context_for, opening_of, special_tokens
 
 # An end of sentence: its mark, closing quotes or brackets, then white space or the end of the text.
@@ -129,11 +130,12 @@ class Encoder:
         encoded = self._encode([self._guard + text for text in texts], **options)
         return {key: [row[self._guard_length :] for row in rows] for key, rows in encoded.items()}
 
-    def rows(self, records: list[dict[str, str]]) -> list[Row]:
+    def rows(self, records: list[Record]) -> list[Row]:
         """One `Row` a record, in order, none longer than `max_length`."""
         if not records:
             return []
-        prompts = self.prompts([record["title"] for record in records])
+        contexts = [record.get("context", "") for record in records]
+        prompts = self.prompts([self.template.asked(record) for record in records], contexts, self.max_length)
         texts = [self.template.answer_for(record["content"]) for record in records]
         answers, rows = self._answers(texts)["input_ids"], []
         for record, prompt, text, answer in zip(records, prompts, texts, answers, strict=True):
@@ -239,7 +241,7 @@ def step_batch(rows: list[Row], micro_batch_tokens: int, rank: int = 0, ranks: i
 
 
 def step_batches(
-    steps: Iterable[list[dict[str, str]]],
+    steps: Iterable[list[Record]],
     encoder: Encoder,
     micro_batch_tokens: int,
     rank: int = 0,
@@ -248,7 +250,7 @@ def step_batches(
 ) -> Iterator[StepBatch]:
     """The batch of each step, made in one background thread, a few steps ahead of the loop; pinned for a GPU."""
 
-    def made(records: list[dict[str, str]]) -> StepBatch:
+    def made(records: list[Record]) -> StepBatch:
         batch = step_batch(encoder.rows(records), micro_batch_tokens, rank, ranks)
         return replace(batch, prepared=[b.pinned() for b in batch.prepared]) if pin_memory else batch
 

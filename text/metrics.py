@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from text.errors import DataError
+from text.stream import Record
 
 
 def distinct_n(texts: list[str], n: int = 2) -> float:
@@ -57,7 +58,7 @@ def load_facts(path: Path) -> dict[str, dict]:
 
 
 def fact_rates(
-    records: list[dict[str, str]], answers: list[str], facts: dict[str, dict], training_titles: Iterable[str]
+    records: list[Record], answers: list[str], facts: dict[str, dict], training_titles: Iterable[str]
 ) -> dict[str, float | int | tuple[float, float]]:
     """How many of the titles' facts their answers repeat, and how many of the brands that training never saw.
 

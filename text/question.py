@@ -4,6 +4,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 
+from text.stream import Record
+
 Forms = dict[str, tuple[str, ...]]  # by language; {title} stands in each
 
 # How people ask for a product, besides by its bare title. The held-out form is never trained on: evaluate.py asks it,
@@ -40,8 +42,8 @@ def language_of(text: str) -> str:
 
 
 def with_questions(
-    steps: Iterable[list[dict[str, str]]], forms: Forms, share: float, seed: int, first_step: int = 0
-) -> Iterator[list[dict[str, str]]]:
+    steps: Iterable[list[Record]], forms: Forms, share: float, seed: int, first_step: int = 0
+) -> Iterator[list[Record]]:
     """The same records, a `share` of them asked for by a question in their language instead of by the bare title.
 
     The draw is keyed by (seed, step, uid): what a record is asked does not depend on where a run was interrupted, or
@@ -51,7 +53,7 @@ def with_questions(
         yield [record | {"title": question_for(record, forms, share, f"{seed}:{step}")} for record in records]
 
 
-def question_for(record: dict[str, str], forms: Forms, share: float, key: str) -> str:
+def question_for(record: Record, forms: Forms, share: float, key: str) -> str:
     """The title of `record`, or a question about it in the language that it seems to be written in.
 
     In one question of two the title is in lower case: a catalogue writes "Caneca Azul", people type "a caneca azul".
@@ -64,12 +66,12 @@ def question_for(record: dict[str, str], forms: Forms, share: float, key: str) -
     return form.replace("{title}", record["title"] if digest[12] % 2 else record["title"].lower())
 
 
-def of_its_language(record: dict[str, str], forms: dict, none):
+def of_its_language(record: Record, forms: dict, none):
     """What of `forms` is in the language of `record`; else what comes first, and `none` when nothing is there."""
     return forms.get(language_of(f"{record['title']} {record['content']}")) or next(iter(forms.values()), none)
 
 
-def held_out_questions(records: list[dict[str, str]], held_out: dict[str, str]) -> list[dict[str, str]]:
+def held_out_questions(records: list[Record], held_out: dict[str, str]) -> list[Record]:
     """The records, each asked for in the form of its language that is never trained on."""
     forms = (of_its_language(record, held_out, "{title}") for record in records)
     return [r | {"title": form.replace("{title}", r["title"])} for r, form in zip(records, forms, strict=True)]

@@ -16,9 +16,16 @@ import numpy as np
 
 from text.errors import DataError
 
+Record = dict  # {"uid", "title", "content"}: texts; and "attributes": {name: text} where a product has some
+
+
+def given(record: Record) -> str:
+    """All that a model is told of a product: its title, or the question about it, and the values of its attributes."""
+    return " ".join([record["title"], *record.get("attributes", {}).values()])
+
 
 class RecordFile:
-    """A JSONL file of records with random access: `len(file)`, `file[i]` -> `{"uid", "title", "content"}`."""
+    """A JSONL file of records with random access: `len(file)`, `file[i]` -> a `Record`."""
 
     def __init__(self, path: Path, may_be_empty: bool = False):
         """Raises `DataError` when `path` does not exist or, unless it may, holds no record."""
@@ -33,13 +40,15 @@ class RecordFile:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, index: int) -> dict[str, str]:
+    def __getitem__(self, index: int) -> Record:
         start, end = int(self._offsets[index]), int(self._offsets[index + 1])
         self._file.seek(start)
         try:
             record = json.loads(self._file.read(end - start))
-            return {key: str(record[key]) for key in ("uid", "title", "content")}
-        except (ValueError, KeyError, TypeError, RecursionError):
+            texts = {key: str(record[key]) for key in ("uid", "title", "content")}
+            attributes = {name: str(value) for name, value in (record.get("attributes") or {}).items()}
+            return texts | ({"attributes": attributes} if attributes else {})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DataError(
                 f"{self.path}, record {index + 1}: not an object with uid, title and content. "
                 "Prepare the file again: python data_prep.py INPUT"
@@ -121,7 +130,7 @@ def steps_per_epoch(records: int, records_per_step: int) -> int:
 
 def records_of_steps(
     file: RecordFile, records_per_step: int, seed: int, first_step: int, last_step: int
-) -> Iterator[list[dict[str, str]]]:
+) -> Iterator[list[Record]]:
     """The records of each optimizer step from `first_step` up to, not including, `last_step`."""
     per_epoch = steps_per_epoch(len(file), records_per_step)
     for step in range(first_step, last_step):

@@ -34,12 +34,21 @@ class Template:
     stop: tuple[str, ...] = ()  # text that ends an answer too: a model that goes on with the next question
     questions: dict[str, tuple[str, ...]] = field(default_factory=lambda: QUESTIONS)  # by language
     held_out: dict[str, str] = field(default_factory=lambda: HELD_OUT_QUESTION)
+    attributes: str = " ({attributes})"  # what follows a title whose product has some, as "colour: blue; size: M"
 
     def __post_init__(self):
         forms = [form for group in self.questions.values() for form in group] + list(self.held_out.values())
-        for text, place in ((self.prompt, "{title}"), (self.answer, "{content}"), *((f, "{title}") for f in forms)):
+        places = [(self.prompt, "{title}"), (self.answer, "{content}"), (self.attributes, "{attributes}")]
+        for text, place in (*places, *((form, "{title}") for form in forms)):
             if text.count(place) != 1:
                 raise ValueError(f"{text!r} does not contain {place} once")
+
+    def asked(self, record: dict) -> str:
+        """What stands in the place of the title: the title, or a question, and behind it the attributes if any."""
+        if not record.get("attributes"):
+            return record["title"]
+        pairs = "; ".join(f"{name}: {value}" for name, value in record["attributes"].items())
+        return record["title"] + self.attributes.replace("{attributes}", pairs)
 
     def prompt_for(self, title: str) -> str:
         return self.prompt.replace("{title}", title)
@@ -125,7 +134,7 @@ def choose_template(name: str, language: str = "en", tokenizer: PreTrainedTokeni
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f'{name} is not a prompt template ({error}). It needs prompt = "... {{title}} ..." and '
-            'answer = " {content}"; end, stop, questions and held_out may be there.'
+            'answer = " {content}"; attributes, end, stop, questions and held_out may be there.'
         ) from None
 
 
@@ -179,9 +188,10 @@ def template_of(values: dict) -> Template:
     stop, questions = values.get("stop", ()), values.get("questions", QUESTIONS)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     texts = [values.get("name"), values.get("prompt"), values.get("answer"), values.get("end") or "-", *stop]
+    texts += [values.get("attributes", "-")]
     texts += [form for forms in questions.values() for form in forms]
     if not all(isinstance(text, str) and text for text in texts):
-        raise TypeError("name, prompt, answer, end, stop and questions are texts, and not empty")
+        raise TypeError("name, prompt, answer, attributes, end, stop and questions are texts, and not empty")
     if not all(isinstance(forms, (list, tuple)) and forms for forms in questions.values()):
         raise TypeError("questions are lists of at least one form")
     questions = {language: tuple(forms) for language, forms in questions.items()}

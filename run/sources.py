@@ -1,0 +1,68 @@
+"""The products of the catalogue that an answer can be checked against, or is taken from."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from catalogue.claims import Claims
+from catalogue.index import FILE_NAME, Catalogue, Product
+from run.cli import integer
+from text.errors import DataError
+from text.stream import Record, given
+
+
+class Sources:
+    """What of the catalogue is shown under an answer, and what of it is put before a prompt."""
+
+    def __init__(self, folder: Path, count: int, grounded: bool):
+        """`count` products are listed, 0: none. Raises DataError when a catalogue is needed and there is none."""
+        self._folder, self.count, self.grounded = folder, count, grounded
+        self._catalogue = Catalogue(folder) if count or grounded or (folder / FILE_NAME).is_file() else None
+
+    def claims(self) -> Claims | None:
+        """What judges answers; None without a catalogue."""
+        return Claims(self._catalogue) if self._catalogue else None
+
+    @property
+    def attributes(self) -> set[str]:
+        """Names of those that products of the catalogue have."""
+        return self._catalogue.attributes if self._catalogue else set()
+
+    def known(self, record: Record) -> bool:
+        """Whether some product resembles this one."""
+        return bool(self._catalogue and self._catalogue.nearest(given(record), 1))
+
+    def nearest(self, record: Record) -> list[Product]:
+        count = max(self.count, 1 if self.grounded else 0)
+        return self._catalogue.nearest(given(record), count) if count else []
+
+    def context(self, products: list[Product]) -> str:
+        """What is put before the prompt, "" for nothing; says so."""
+        if not self.grounded:
+            return ""
+        if not products:
+            print("(grounded: nothing in the catalogue matches; the model answers by itself)", file=sys.stderr)
+            return ""
+        print(f"(grounded on {products[0].uid}: {products[0].title})", file=sys.stderr)
+        return products[0].content
+
+    def show(self, products: list[Product]) -> None:
+        if not self.count:
+            return
+        if not products:
+            print("  This answer has no source: nothing in the catalogue matches.")
+        for number, product in enumerate(products[: self.count], start=1):
+            print(f"  [{number}] {product.uid}  {product.title}  (matched: {', '.join(product.matched)})")
+
+    def switch(self, count: str) -> str:
+        """Turn the list on or off, or set its length; returns what to say."""
+        try:
+            wanted = integer(0, most=1000)(count) if count else 0 if self.count else 3
+        except (ValueError, argparse.ArgumentTypeError):
+            return "/sources turns the list of sources on and off, /sources 5 makes it five products long."
+        try:
+            self._catalogue = self._catalogue or Catalogue(self._folder)
+        except DataError as error:
+            return str(error)
+        self.count = wanted
+        return f"Sources: the {self.count} nearest products." if self.count else "Sources: off."

@@ -1,0 +1,190 @@
+"""Columns that are facts: found in the source, kept in the record, put behind the title, passed on when asking."""
+
+import csv
+import json
+
+import pytest
+from conftest import RECORDS, script, write_data
+
+from catalogue.claims import Claims
+from catalogue.fields import AUTO, Fields
+from catalogue.index import Catalogue, write_catalogue
+from catalogue.judge import Options
+from catalogue.prepare import prepare
+from run.titles import Answers, Asked, read_titles
+from text.batch import Encoder
+from text.errors import DataError
+from text.stream import RecordFile, given
+from text.template import QA, choose_template
+
+COLOURS = ("azul", "verde", "preta", "branca")
+ROWS = [
+    {
+        "Nome": f"Caneca {i}",
+        "Descrição": f"Uma caneca {COLOURS[i % 4]} da marca Kelbra, para o café da manhã.",
+        "Cor": COLOURS[i % 4].upper(),
+        "Marca ": "Kelbra",
+        "Preço": str(10 + i),
+        "Notas": "ver com o fornecedor antes de publicar " * 9,
+    }
+    for i in range(40)
+]
+
+
+def prepared(folder, rows=ROWS, attributes=(AUTO,)) -> tuple[list[dict], list[str]]:
+    source, said = folder / "loja.csv", []
+    with source.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    options = Options(fields=Fields(attributes=attributes), val_share=0, test_share=0, drop_near_duplicates=False)
+    prepare([source], folder / "data", options, say=said.append)
+    file = RecordFile(folder / "data" / "train.jsonl")
+    return [file[i] for i in range(len(file))], said
+
+
+def test_auto_takes_what_the_descriptions_repeat(tmp_path):
+    records, said = prepared(tmp_path)
+    assert all(list(record["attributes"]) == ["cor", "marca"] for record in records)
+    assert records[1]["attributes"] == {"cor": "VERDE", "marca": "Kelbra"}
+    assert 'attributes from "Cor", "Marca"' in said[0]
+    assert Catalogue(tmp_path / "data").attributes == {"cor", "marca"}
+
+
+def test_named_ones_are_taken_and_absent_ones_said(tmp_path):
+    records, said = prepared(tmp_path, attributes=("preco", "tamanho"))
+    assert [record["attributes"] for record in records[:2]] == [{"preco": "10"}, {"preco": "11"}]
+    assert 'no field "tamanho" for the attributes' in said[0]
+    assert "--attributes auto takes such fields along" in said[0]
+
+
+def test_without_them_a_record_and_its_prompt_are_what_they_were(tmp_path, tokenizer):
+    records, said = prepared(tmp_path, attributes=())
+    assert all(set(record) == {"uid", "title", "content"} for record in records)
+    assert 'the descriptions repeat "Cor", "Marca": --attributes auto' in said[0]
+    line = (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    assert list(json.loads(line)) == ["uid", "title", "content"]
+    assert QA.asked(records[0]) == QA.asked(records[0] | {"attributes": {}}) == records[0]["title"]
+    assert given(records[0]) == records[0]["title"]
+
+
+def test_empty_and_long_values_are_none(tmp_path):
+    rows = [row | {"Cor": "" if i % 2 else row["Cor"]} for i, row in enumerate(ROWS)]
+    records, _ = prepared(tmp_path, rows, ("cor", "notas"))
+    assert [set(record.get("attributes", {})) for record in records[:2]] == [{"cor"}, set()]
+
+
+@pytest.mark.parametrize("value", ["[1]", '"blue"', "3"])
+def test_attributes_that_are_none_are_a_sentence(tmp_path, value):
+    (tmp_path / "train.jsonl").write_text(
+        f'{{"uid": "1", "title": "a", "content": "b", "attributes": {value}}}\n', encoding="utf-8"
+    )
+    with pytest.raises(DataError, match="record 1"):
+        RecordFile(tmp_path / "train.jsonl")[0]
+
+
+def test_the_template_puts_them_behind_title_or_question(tmp_path, tokenizer):
+    record = RECORDS[0] | {"attributes": {"colour": "blue", "size": "350 ml"}}
+    assert QA.asked(record) == "Blue Mug (colour: blue; size: 350 ml)"
+    assert QA.asked(record | {"title": "What is Blue Mug?"}).startswith("What is Blue Mug? (colour")
+    encoder = Encoder(tokenizer, QA, 256)
+    (row,) = encoder.rows([record])
+    assert encoder.prompts([QA.asked(record)]) == [row.ids[: row.first_supervised]]
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'prompt = "Q: {title}\\nA:"\nanswer = " {content}"\nattributes = " | {attributes}"\n', encoding="utf-8"
+    )
+    assert choose_template(str(own)).asked(record) == "Blue Mug | colour: blue; size: 350 ml"
+    own.write_text('prompt = "Q: {title}\\nA:"\nanswer = " {content}"\nattributes = "none"\n', encoding="utf-8")
+    with pytest.raises(DataError, match="attributes"):
+        choose_template(str(own))
+
+
+def test_they_support_what_an_answer_claims(tmp_path):
+    """And are part of what the claims are learned from: here no title holds a colour."""
+    prepared(tmp_path)
+    claims = Claims(Catalogue(tmp_path / "data"))
+    text = "Uma caneca verde da marca Kelbra."
+    assert [claim.text for claim in claims.unsupported(text, [given({"title": "Caneca"})])] == ["verde", "Kelbra"]
+    attributes = {"cor": "verde", "marca": "Kelbra"}
+    assert claims.unsupported(text, [given({"title": "Caneca", "attributes": attributes})]) == []
+
+
+def test_a_catalogue_of_an_earlier_version_is_read(tmp_path):
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(tmp_path / "catalogue.sqlite")) as base:
+        base.execute("CREATE VIRTUAL TABLE product USING fts5(uid UNINDEXED, title, content)")
+        base.execute("INSERT INTO product VALUES ('1', 'Blue mug', 'A blue mug.')")
+        base.commit()
+    catalogue = Catalogue(tmp_path)
+    assert catalogue.attributes == set() and [p.uid for p in catalogue.nearest("blue mug", 3)] == ["1"]
+    assert Claims(catalogue).unsupported("A Kelbra.", ["mug"])
+
+
+def test_a_table_of_titles_keeps_its_columns_and_passes_known_ones_on(tmp_path):
+    table = tmp_path / "in.csv"
+    table.write_text("Nome;Cor;Estoque;Descrição\nCaneca;azul;7;\n;verde;1;\nPrato;;2;velho\n", encoding="utf-8")
+    titles = read_titles(table)
+    assert [asked.title for asked in titles.asked] == ["Caneca", "", "Prato"]
+    assert titles.columns == ["Nome", "Cor", "Estoque", "Descrição"] and titles.content == "Descrição"
+    assert titles.asked[0].record({"cor"}, {"marca": "Kelbra"}) == {
+        "title": "Caneca",
+        "attributes": {"cor": "azul", "marca": "Kelbra"},
+    }
+    assert titles.asked[2].record({"cor"}, {}) == {"title": "Prato"}
+    out = tmp_path / "out.csv"
+    with Answers(out, titles) as answers:
+        for asked in titles.asked:
+            entry = {
+                "answer": f'{asked.title}, a "good" one;\nindeed',
+                "unsupported": [{"text": "good", "start": 3}] * 2,
+            }
+            answers.write(asked, entry)
+    with out.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["Nome", "Cor", "Estoque", "Descrição", "unsupported", "error"]
+    assert [row["Estoque"] for row in rows] == ["7", "1", "2"] and rows[0]["unsupported"] == "good"
+    assert rows[2]["Descrição"] == 'Prato, a "good" one;\nindeed'
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+    """A run that prepared columns, trained for a moment."""
+    folder = tmp_path_factory.mktemp("attributes")
+    prepared(folder)
+    command = ("--model", "pocket", "--max_steps", 3, "--batch_size", 4, "--device", "cpu", "--data", folder / "data")
+    assert script("train.py", *command, "--output_dir", folder / "runs", "--run_name", "r").returncode == 0
+    return folder / "runs" / "r"
+
+
+def test_asked_on_the_command_line_and_from_a_table(run, tmp_path):
+    more = ("--max_new_tokens", 8, "--candidates", 1, "--greedy", "--device", "cpu")
+    asked = script("generate.py", "--run", run, "--title", "Caneca", "--attribute", "Cor=azul", *more)
+    assert asked.returncode == 0 and asked.stdout.strip()
+    table, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    table.write_text("Nome,Cor,Descrição\nCaneca,azul,\n,verde,\n", encoding="utf-8")
+    result = script("generate.py", "--run", run, "--titles", table, "--out", out, *more)
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
+    assert first["attributes"] == {"cor": "azul"} and first["answer"] == asked.stdout.strip()
+    assert second["title"] == "" and second["answer"] == "" and "no title" in second["error"]
+    again = script("generate.py", "--run", run, "--titles", table, "--out", out, *more)
+    assert again.returncode == 2 and "is there already" in again.stderr
+    unknown = script("generate.py", "--run", run, "--title", "Caneca", "--attribute", "peso=2 kg", *more)
+    assert unknown.returncode == 0 and "cor, marca" in unknown.stderr
+
+
+@pytest.mark.parametrize("wrong", ["azul", "=azul", "cor=", "cor= "])
+def test_what_is_no_attribute_is_a_sentence(run, wrong):
+    result = script("generate.py", "--run", run, "--title", "Caneca", "--attribute", wrong)
+    assert result.returncode == 2 and "NAME=VALUE" in result.stderr
+
+
+def test_asked_is_what_a_line_is(tmp_path):
+    (tmp_path / "titles.txt").write_text("Caneca, azul\n\nPrato;verde\n", encoding="utf-8")
+    assert read_titles(tmp_path / "titles.txt").asked == [Asked("Caneca, azul"), Asked("Prato;verde")]
+    data = write_data(tmp_path / "d", RECORDS)
+    write_catalogue(data / "catalogue.sqlite", data / "train.jsonl")
+    assert Catalogue(data).attributes == set()

@@ -1,0 +1,139 @@
+"""Muon: against torch's own, against a plain singular value decomposition, and through saves, skips and ranks."""
+
+import pytest
+import torch
+from conftest import logged, stopped_at, tiny_gpt2
+from safetensors.torch import load_file
+from test_ranks import alone, assert_equal_runs, torchrun  # noqa: F401  a fixture
+
+from model.muon import MOMENTUM, UPDATE_RMS, Muon, hidden_matrices, orthogonal
+from run.cli import INTERRUPTED, UsageError
+from run.config import parse_train, with_model_defaults
+
+
+def groups_of(model) -> list[dict]:
+    trained = list(model.parameters())
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def with_gradients(model, seed: int) -> None:
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+
+
+@pytest.mark.parametrize("shape", [(32, 96), (96, 32), (32, 32)])
+def test_an_orthogonal_matrix_has_no_short_direction(shape):
+    """The polar factor U V', as far as five steps of Newton and Schulz go: the same vectors, lengths near 1."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    lengths = torch.logspace(0, -2, min(shape))  # a hundred times shorter at the end
+    found = orthogonal(u * lengths @ v)
+    inside = u.T @ found @ v.T  # diagonal where the singular vectors are the same
+    assert (inside - inside.diag().diag()).abs().max() < 1e-4
+    assert inside.diag().min() > 0.6 and inside.diag().max() < 1.3
+
+
+def test_steps_are_those_of_torch():
+    """In float32, so up to the rounding to bfloat16 that torch's has; embeddings, norms and biases are AdamW's to the
+    last bit."""
+    ours, theirs = tiny_gpt2(), tiny_gpt2()
+    optimizer = Muon(groups_of(ours), hidden_matrices(ours), lr=0.02)
+    hidden = {id(p) for p in hidden_matrices(theirs)}
+    factor = UPDATE_RMS / 0.2  # torch's own, to match AdamW
+    muon = torch.optim.Muon(
+        hidden_matrices(theirs), lr=0.02 * factor, weight_decay=0.1 / factor, adjust_lr_fn="match_rms_adamw"
+    )
+    rest = [{**group, "params": [p for p in group["params"] if id(p) not in hidden]} for group in groups_of(theirs)]
+    adamw = torch.optim.AdamW(rest, lr=0.02, fused=True)
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    for step in range(5):
+        with_gradients(ours, step)
+        with_gradients(theirs, step)
+        optimizer.step()
+        muon.step()
+        adamw.step()
+    assert len(hidden) == 8
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        moved = (q - before[name]).norm()
+        assert (p - q).norm() < (0.02 * moved if id(q) in hidden else 1e-12), name
+
+
+def test_a_skipped_step_changes_nothing_and_a_step_of_no_gradient_neither():
+    model = tiny_gpt2()
+    optimizer = Muon(groups_of(model), hidden_matrices(model), lr=0.02)
+    with_gradients(model, 1)
+    optimizer.step()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    state = {
+        name: optimizer.state[p]["momentum"].clone()
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and ".h." in name
+    }
+    with_gradients(model, 2)
+    for p in model.parameters():
+        p.grad[..., 0] = float("nan")
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(optimizer.state[p]["momentum"], state[n]) for n, p in model.named_parameters() if n in state)
+    optimizer.found_inf = torch.zeros(())
+    optimizer.step()  # gradients of the matrices are gone, and AdamW's would be nan
+    assert len(state) == 8
+
+
+def test_momentum_is_an_average_of_the_gradients():
+    model = tiny_gpt2()
+    optimizer = Muon(groups_of(model), hidden_matrices(model), lr=0.0)
+    weight, expected = hidden_matrices(model)[0], 0.0
+    for step in range(3):
+        with_gradients(model, step)
+        expected = MOMENTUM * expected + (1 - MOMENTUM) * weight.grad
+        optimizer.step()
+    torch.testing.assert_close(optimizer.state[weight]["momentum"], expected)
+
+
+@pytest.mark.parametrize("more", [(), ("--lora",)], ids=["full", "lora"])
+def test_a_stop_and_a_resume_are_bitwise_one_run(train, data, gpt2_folder, tmp_path, more):
+    common = ("--model", gpt2_folder, "--optim", "muon", "--max_steps", 6, "--save_steps", 3, "--batch_size", 4, *more)
+    assert train(*common, "--run_name", "whole") == 0
+    with stopped_at(4):
+        assert train(*common, "--run_name", "parts") == INTERRUPTED
+    saved = load_file(tmp_path / "runs" / "parts" / "checkpoint-4" / "optimizer.safetensors")
+    momenta = [name for name in saved if name.startswith("momentum.")]
+    assert len(momenta) == (16 if more else 8)
+    assert not [name for name in saved if name.startswith("exp_avg.") and name.removeprefix("exp_avg.") in momenta]
+    assert train("--resume", tmp_path / "runs" / "parts") == 0
+    for name in ("final", "checkpoint-6"):
+        for file in (tmp_path / "runs" / "whole" / name).glob("*.safetensors"):
+            one, other = load_file(file), load_file(tmp_path / "runs" / "parts" / name / file.name)
+            assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), file.name
+    losses = [[entry["loss"] for entry in logged(tmp_path / "runs" / run)] for run in ("whole", "parts")]
+    assert losses[0][-1] == losses[1][-1]
+
+
+def test_two_processes_train_as_one_does(alone):  # noqa: F811
+    folder, common = alone
+    from test_ranks import run_train
+
+    steps = ("--max_steps", 4, "--optim", "muon", "--lr", 1e-3)
+    assert run_train(*common, "--run_name", "muon-1", "--batch_size", 6, *steps) == 0
+    process = torchrun(2, *common, "--run_name", "muon-2", "--batch_size", 3, *steps)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert_equal_runs(folder / "muon-1", folder / "muon-2")
+
+
+def test_pocket_takes_muon_and_what_was_trained_before_takes_adamw():
+    config = parse_train([]).config
+    assert with_model_defaults(config, from_scratch=True).optim == "muon"
+    assert with_model_defaults(config, from_scratch=False).optim == "adamw"
+    assert with_model_defaults(parse_train(["--optim", "adamw"]).config, from_scratch=True).optim == "adamw"
+
+
+def test_a_divided_model_has_no_whole_matrices():
+    with pytest.raises(SystemExit):
+        parse_train(["--shard", "--optim", "muon"])
+    with pytest.raises(UsageError, match="whole matrices"):
+        with_model_defaults(parse_train(["--shard"]).config, from_scratch=True)
