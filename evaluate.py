@@ -137,7 +137,6 @@ def main(options) -> int:
     training_titles = [record["title"] for record in open_split(data, "train")]
     known = KnownFacts(facts, open_split(data, "train") if any(record["uid"] in facts for record in records) else ())
     claims = Claims(Catalogue(data)) if (data / FILE_NAME).is_file() else None
-    others = other_questions(records, known, options)
     machine, weights = machine_for(run, options.device, base_model_of(run)), weights_of(run)
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
@@ -146,6 +145,7 @@ def main(options) -> int:
     for column, source in (("before", base_model_of(run)), ("after", weights)):
         print(f"{column}: {source}")
         tries = (1, options.candidates) if column == "after" and claims and options.candidates > 1 else (1,)
+        others = other_questions(records, known, options) if column == "after" else {}
         asked = [*records, *itertools.chain.from_iterable(others.values())]
         numbers, written = measure(source, template, asked, len(records), config, machine, options, claims, tries)
         for count in tries:
@@ -298,9 +298,8 @@ def invention_rates(
     if claims:
         texts = zip(records, answers, strict=True)
         counted["unsupported"] = [bool(claims.unsupported(text, [given(record)])) for record, text in texts]
-    if others:
-        of_known = [(r, text) for r, text in zip(records, answers, strict=True) if known.knows(r)]
-        counted["inventions"] = [bool(known.inventions(*pair)) for pair in of_known]
+    of_known = [(r, text) for r, text in zip(records, answers, strict=True) if known.knows(r)]
+    counted["inventions"] = [bool(known.inventions(*pair)) for pair in of_known]
     for way, some in others.items():
         if way in ("cut_down", "grounded"):
             counted[way] = known.facts_said(some, to_others[way])

@@ -26,6 +26,7 @@ from run.titles import Answers, Asked, Titles, lines_of, plain, read_titles
 from text.errors import DataError
 
 CANDIDATES = 8
+NOT_TAUGHT = "nothing in the catalogue resembles this: the model was not taught such a product"
 QUICK = 2e7  # parameters: eight answers of such a model take a CPU a second or two
 PRINTED_TOGETHER = 128  # titles: their answers are written in batches of like length
 AT_ONCE = 32  # of them, where memory allows it
@@ -91,7 +92,7 @@ def parse(args: list[str] | None = None):
         if options.titles:
             options.asked = read_titles(options.titles)
         elif options.title:
-            options.asked = Titles([Asked(plain(title)) for title in options.title], ["title"], None)
+            options.asked = Titles([Asked(plain(title)) for title in options.title], ["title"])
         if not options.adapter:
             find_run(options.run, options.output_dir)
     except (UsageError, DataError) as error:
@@ -230,6 +231,8 @@ def answer_all(
             elif strict and answer.unsupported:
                 entry |= {"answer": "", "error": left_out_for(record["title"], answer)}
                 left_out += 1
+            elif writer.claims and not sources.known(record):
+                entry["note"] = NOT_TAUGHT
             if "error" in entry:
                 tqdm.write(entry["error"], file=sys.stderr)
             if sources.count:
@@ -319,7 +322,7 @@ def answer_aloud(writer: Writer, record: Record, number: int, sources: Sources, 
     if len(prompts[0]) >= window:
         return print(no_answer(title, window), file=sys.stderr)
     if writer.claims and not sources.known(record):
-        print("(nothing in the catalogue resembles this: the model was not taught such a product)", file=sys.stderr)
+        print(f"({NOT_TAUGHT})", file=sys.stderr)
     if writer.tries > 1 or strict:
         (answer,) = writer.write(prompts, [[given(record), context]], [number])
         if strict and answer.unsupported:

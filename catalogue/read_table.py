@@ -40,7 +40,13 @@ def read_table(stream: io.BufferedReader, table: Table) -> Layout:
     delimiter = {"\t": "tabs", " ": "spaces"}.get(mark, f'"{mark}"')
     escaped = "; quotes escaped by \\" if table.dialect["escapechar"] else ""
     rows = islice(_rows(stream, table.dialect, len(table.header)), table.above + 1, None)
-    return Layout(f"a table, {delimiter} between its cells{escaped}", rows, table.header, first=table.above + 2)
+    return Layout(
+        f"a table, {delimiter} between its cells{escaped}",
+        rows,
+        table.header,
+        table.above + 2,
+        table.dialect["delimiter"],
+    )
 
 
 def table_in(sample: bytes, given: Fields) -> Table:

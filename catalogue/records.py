@@ -28,3 +28,4 @@ class Layout(NamedTuple):
     records: Iterator[Raw]
     header: tuple[str, ...] | None = None  # of a table; None: each record names its own fields
     first: int = 1  # the number of the first record: the line, for tables the row
+    delimiter: str = ","  # of a table as text

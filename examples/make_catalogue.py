@@ -1,4 +1,4 @@
-"""Make the small invented catalogue that Vitrine trains on when no other data is there.
+"""Make the invented catalogue that Vitrine trains on when no other data is there.
 
     python examples/make_catalogue.py            # writes catalogue.json.gz and facts.json.gz beside this script
 
@@ -598,13 +598,17 @@ def make_products(uids: list[str], rng: random.Random) -> list[Product]:
     """Of the products with a brand, about 70 % have one of their own; the others share 40 brands."""
     names = brand_names(rng)
     recurring = [next(names) for _ in range(40)]
-    products: dict[tuple, Product] = {}  # by what is known, since that must not have two right answers
+    products: list[Product] = []
+    seen: set[tuple] = set()  # what is known must not have two right answers, and an offer is there once
     while len(products) < len(uids):
         brand = rng.choice(recurring) if rng.random() < 0.3 else next(names)
         brand = "" if rng.random() < WITHOUT_BRAND else brand
         product = make_product(uids[len(products)], brand, rng)
-        products.setdefault((product.title, *product.columns.items()), product)
-    return list(products.values())
+        looks = {(product.title, *product.columns.items()), (product.title, product.content)}
+        if not looks & seen:
+            seen |= looks
+            products.append(product)
+    return products
 
 
 # --------------------------------------------------------------------------------------------------------------- dirt
@@ -731,7 +735,7 @@ def write_gzip(path: Path, text: str) -> None:
 def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--products", type=int, default=4000, help="lines of the catalogue, dirt included (4000)")
+    parser.add_argument("--products", type=int, default=16_000, help="lines of the catalogue, dirt included (16,000)")
     parser.add_argument("--seed", type=int, default=42, help="another seed, another catalogue (42)")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="(beside this script)")
     args = parser.parse_args()

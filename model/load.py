@@ -32,7 +32,7 @@ from model.hub import ABOUT_THE_HUB, fetched
 from model.lora import lora_layers
 
 POCKET = "pocket"
-POCKET_VOCABULARY = 3072
+POCKET_VOCABULARY = 4096
 
 
 def choose_model(name: str, has_gpu: bool) -> tuple[str, str]:

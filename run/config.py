@@ -66,7 +66,10 @@ class TrainConfig:
     gradient_checkpointing: bool = option(False, "compute the blocks twice instead of keeping what is in them")
     # how long
     num_train_epochs: float | None = option(
-        None, "passes over the data; default: 3, for pocket 6", "--epochs", least=1e-6
+        None,
+        "passes over the data; default: 3, for pocket as many as 1,300 steps are, from 1 to 6",
+        "--epochs",
+        least=1e-6,
     )
     max_steps: int | None = option(None, "optimizer steps; overrides the epochs", least=1)
     # the step
@@ -260,7 +263,7 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     defaults = {
         "optim": "muon" if from_scratch else "adamw",
         "learning_rate": 4e-3 if from_scratch else 2e-4 if config.lora else 5e-5,
-        "num_train_epochs": 6.0 if from_scratch else 3.0,
+        "num_train_epochs": None if from_scratch else 3.0,  # None: the plan counts the records
         "context_share": 0.1 if from_scratch else 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})

@@ -25,6 +25,7 @@ from text.batch import Encoder
 from text.stream import steps_per_epoch
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
+SOME_STEPS, MOST_EPOCHS = 1300, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
 CPU_TOKENS = 1024  # at once on a CPU, where larger micro-batches take more memory and no less time
 
 
@@ -115,7 +116,8 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
     micro_batch_tokens = config.micro_batch_tokens or (fitting if device.type == "cuda" else min(fitting, CPU_TOKENS))
 
     epoch_steps = steps_per_epoch(len(train), session.records_per_step)
-    total_steps = config.max_steps or math.ceil(config.num_train_epochs * epoch_steps)
+    epochs = config.num_train_epochs or min(MOST_EPOCHS, max(1.0, SOME_STEPS / epoch_steps))
+    total_steps = config.max_steps or math.ceil(epochs * epoch_steps)
     if session.checkpoint and step_of(session.checkpoint) > total_steps:
         raise UsageError(f"{session.checkpoint} is past step {total_steps} already: name more --max_steps or --epochs.")
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)

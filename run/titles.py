@@ -18,7 +18,7 @@ from catalogue.sources import PACKED, SUFFIXES, find_sources
 from run.cli import UsageError
 from text.stream import Record
 
-ADDED = ("unsupported", "error")  # columns
+ADDED = ("unsupported", "note")  # columns
 
 
 class Asked(NamedTuple):
@@ -37,30 +37,31 @@ class Asked(NamedTuple):
 class Titles(NamedTuple):
     asked: list[Asked]
     columns: list[str]  # of the table
-    content: str | None  # the column that is to be filled
+    content: str | None = None  # the column that is to be filled
+    delimiter: str = ","
 
 
 def read_titles(file: Path) -> Titles:
     """Of a table, or of whatever else data_prep.py reads, the titles and all of their columns; of any other file its
     lines. Raises `UsageError` when it cannot be read, `DataError` when it has no field for the title."""
     if not file.name.removesuffix(file.suffix if file.suffix in PACKED else "").lower().endswith(SUFFIXES):
-        return Titles([Asked(line) for line in lines_of(text_of(file))], ["title"], None)
+        return Titles([Asked(line) for line in lines_of(text_of(file))], ["title"])
     if not file.is_file():
         raise UsageError(f"{file} cannot be read: it does not exist.")
-    asked, columns, content = [], {}, None
+    asked, columns, content, delimiter = [], {}, None, ","
     for source in open_inputs(find_sources([file]), Options(), lambda count: None, lambda sentence: None):
         records = list(source.layout.records)
         source.look_at(records)
         fields: Fields = source.fields
         if fields.title is None:
             raise UsageError(f"{source}.")
-        content = content or fields.content
+        content, delimiter = content or fields.content, source.layout.delimiter
         for raw in records:
             row, _ = fields_of(raw, source.layout.header)
             texts = {name: as_text(value) for name, value in row.items()} if isinstance(row, dict) else {}
             columns |= dict.fromkeys(texts)
             asked.append(Asked(clean(texts.get(fields.title, "")), texts))
-    return Titles(asked, list(columns), content)
+    return Titles(asked, list(columns), content, delimiter)
 
 
 def text_of(file: Path) -> str:
@@ -107,7 +108,7 @@ class Answers:
         if is_table:
             self._content = titles.content or "description"
             columns = list(dict.fromkeys([*titles.columns, self._content, *ADDED]))
-            self._table = csv.DictWriter(self._file, columns, restval="")
+            self._table = csv.DictWriter(self._file, columns, restval="", delimiter=titles.delimiter)
             self._table.writeheader()
 
     def __enter__(self) -> "Answers":
@@ -121,7 +122,11 @@ class Answers:
         if self._table:
             unsupported = "; ".join(dict.fromkeys(claim["text"] for claim in entry.get("unsupported", [])))
             row = asked.row or {"title": asked.title}
-            filled = {self._content: entry["answer"], "unsupported": unsupported, "error": entry.get("error", "")}
+            filled = {
+                self._content: entry["answer"],
+                "unsupported": unsupported,
+                "note": entry.get("error", entry.get("note", "")),
+            }
             self._table.writerow(row | filled)
         else:
             tqdm.write(json.dumps(entry, ensure_ascii=False), file=self._file or sys.stdout)

@@ -143,8 +143,8 @@ def test_a_table_of_titles_keeps_its_columns_and_passes_known_ones_on(tmp_path):
             }
             answers.write(asked, entry)
     with out.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["Nome", "Cor", "Estoque", "Descrição", "unsupported", "error"]
+        rows = list(csv.DictReader(file, delimiter=";"))
+    assert list(rows[0]) == ["Nome", "Cor", "Estoque", "Descrição", "unsupported", "note"]
     assert [row["Estoque"] for row in rows] == ["7", "1", "2"] and rows[0]["unsupported"] == "good"
     assert rows[2]["Descrição"] == 'Prato, a "good" one;\nindeed'
 
@@ -169,6 +169,10 @@ def test_asked_on_the_command_line_and_from_a_table(run, tmp_path):
     assert result.returncode == 0, result.stderr
     first, second = (json.loads(line) for line in out.read_text(encoding="utf-8").splitlines())
     assert first["attributes"] == {"cor": "azul"} and first["answer"] == asked.stdout.strip()
+    assert "note" not in first
+    table.write_text("Nome,Cor\nTelescope,black\n", encoding="utf-8")
+    stranger = json.loads(script("generate.py", "--run", run, "--titles", table, *more).stdout)
+    assert stranger["note"].startswith("nothing in the catalogue resembles this")
     assert second["title"] == "" and second["answer"] == "" and "no title" in second["error"]
     again = script("generate.py", "--run", run, "--titles", table, "--out", out, *more)
     assert again.returncode == 2 and "is there already" in again.stderr

@@ -190,7 +190,8 @@ def test_generate_asks_with_the_training_prompt_and_prints_the_answer_alone(run,
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
 def test_titles_in_every_usual_encoding(tmp_path, encoding, capsys):
     (tmp_path / "titles.txt").write_bytes("Caneca de aço\r\nXícara «branca»\r\n".encode(encoding))
-    assert generate.read_titles(tmp_path / "titles.txt") == ["Caneca de aço", "Xícara «branca»"]
+    asked = generate.read_titles(tmp_path / "titles.txt").asked
+    assert [title.title for title in asked] == ["Caneca de aço", "Xícara «branca»"]
     assert ("read as cp1252" in capsys.readouterr().err) == (encoding == "cp1252")
     (tmp_path / "russian.txt").write_bytes("Кружка голубая".encode("cp1251"))
     with pytest.raises(UsageError, match="no UTF-8"):

@@ -44,10 +44,11 @@ class Template:
                 raise ValueError(f"{text!r} does not contain {place} once")
 
     def asked(self, record: dict) -> str:
-        """What stands in the place of the title: the title, or a question, and behind it the attributes if any."""
+        """What stands in the place of the title: the title, or a question, and behind it the attributes if any, in the
+        order of their names: a model that learned them in one order copies them worse from another."""
         if not record.get("attributes"):
             return record["title"]
-        pairs = "; ".join(f"{name}: {value}" for name, value in record["attributes"].items())
+        pairs = "; ".join(f"{name}: {value}" for name, value in sorted(record["attributes"].items()))
         return record["title"] + self.attributes.replace("{attributes}", pairs)
 
     def prompt_for(self, title: str) -> str:
