@@ -28,7 +28,7 @@ from text.stream import RecordFile
 from text.template import Template, choose_template, fit_tokenizer, template_of_run
 
 RECORDS_TO_TRY = 4  # before training, in the precision that it will have
-RECORDS_FOR_BPE = 50_000  # of the training split: more of them find the same 3,072 pieces
+RECORDS_FOR_BPE = 50_000  # of the training split: more of them find the same pieces
 
 
 def load(
