@@ -64,8 +64,8 @@ def hidden_matrices(model: PreTrainedModel) -> list[Parameter]:
 def orthogonal(matrix: Tensor) -> Tensor:
     """About U V' of `matrix` (m, n) = U S V', with singular values between 0.7 and 1.2, by Newton and Schulz.
 
-    Each iteration multiplies X by a polynomial of X X', so it is enough to iterate on that, whose side is the shorter of
-    m and n, and to multiply X at the end: a third less work on pocket's matrices, the same to four digits.
+    Each iteration multiplies X by a polynomial of X X', whose side is the shorter of m and n. So it is enough to
+    iterate on that, and to multiply X at the end: a third less work on pocket's matrices, the same to four digits.
     """
     (a, b, c), tall = QUINTIC, matrix.size(0) > matrix.size(1)
     x = matrix.T if tall else matrix
