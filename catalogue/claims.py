@@ -18,7 +18,7 @@ from catalogue.fields import unaccented
 from catalogue.index import Catalogue
 
 # Of the descriptions that hold a word, the share whose titles hold it too from which on it is a claim.
-CLAIM = 0.9
+CLAIM = 0.95
 FEWEST = 3  # descriptions, to tell it of a word in small letters
 SAMPLE = 2000  # descriptions that are looked at for a word; a common word stands in a million
 SHORTEST = 3  # letters; shorter words are articles and prepositions

@@ -13,7 +13,7 @@ from text.answer import decode, stop_rule
 from text.batch import Encoder
 
 WAYS_OUT = "Close other programs, or take --device cpu."
-ROUNDS = 4
+ROUNDS = 8
 APART = 100_000_007  # the streams of two candidates, so that no file of titles is as long; a seed has 32 bits
 
 
