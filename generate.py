@@ -10,7 +10,7 @@ python generate.py --before                   the same, with the model as it was
 python generate.py --sources 3                lists under each answer the products that it can be checked against
 python generate.py --candidates 8             writes eight answers to each title and keeps the truest
 
-A word that states a fact which neither the title nor the text before the prompt has is unsupported: it is underlined,
+A word that states a fact which neither title, attributes nor the text before the prompt has is unsupported: underlined,
 and named in JSONL. Who publishes such an answer should check it.
 """
 
@@ -93,6 +93,10 @@ def parse(args: list[str] | None = None):
             options.asked = read_titles(options.titles)
         elif options.title:
             options.asked = Titles([Asked(plain(title)) for title in options.title], ["title"])
+        if options.out and options.out.exists():
+            raise UsageError(f"{options.out} is there already: name another --out, or remove it.")
+        if options.out and options.out.suffix.lower() not in (".csv", ".jsonl"):
+            raise UsageError(f"--out writes .csv or .jsonl, and {options.out.name} is neither.")
         if not options.adapter:
             find_run(options.run, options.output_dir)
     except (UsageError, DataError) as error:
@@ -242,6 +246,8 @@ def answer_all(
             if out:
                 out(i, entry)
                 continue
+            if "note" in entry:
+                tqdm.write(f"({entry['note']})", file=sys.stderr)
             bar.clear()
             show(answer if entry["answer"] else NOTHING)
             bar.refresh()

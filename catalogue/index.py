@@ -24,6 +24,7 @@ TITLE_WEIGHT = 4.0
 # Share of what a question tells that a product must have to be a source. Of the example's held-out titles each keeps
 # its sources, 98 % of them of its kind; of 500 titles of LF-Amazon 2 % find one there, without it 56 % (docs/LOG.md).
 LIKENESS = 0.2
+LOOKED_AT = 20  # more than are wanted: BM25 and likeness do not order alike
 MAX_WORDS = 32  # of a question; a text pasted as one would match everything and cost a second
 
 # Words that say what is asked, not what about; a catalogue in English or Portuguese has them everywhere.
@@ -110,10 +111,10 @@ class Catalogue:
         rows = self._ask(
             f"SELECT uid, title, content, {self._attributes} FROM product WHERE product MATCH ? "
             "ORDER BY bm25(product, 0, ?, 1, ?), rowid LIMIT ?",
-            (query, TITLE_WEIGHT, TITLE_WEIGHT, count),
+            (query, TITLE_WEIGHT, TITLE_WEIGHT, count + LOOKED_AT),
         )
         alike = [row[:3] for row in rows if self._is_alike(words, f"{row[1]} {row[3]}", row[2])]
-        return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in alike]
+        return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in alike[:count]]
 
     def _is_alike(self, words: list[str], title: str, content: str) -> bool:
         """Whether a product resembles a question of `words`: each tells as much as it is rare (its inverse document

@@ -184,8 +184,11 @@ def read_record(source: dict, fields: Fields, min_content_chars: int) -> Record 
     if len(content) < min_content_chars:
         return Reason.TOO_SHORT
     record = {"uid": clean(as_text(source.get(fields.uid))), "title": title, "content": content}
-    values = {attribute_name(name): clean(as_text(source.get(name))) for name in fields.attributes}
-    known = {name: value for name, value in values.items() if 0 < len(value) <= MOST_ATTRIBUTE_CHARS}
+    known: dict[str, str] = {}
+    for field in fields.attributes:
+        value = clean(as_text(source.get(field)))
+        if 0 < len(value) <= MOST_ATTRIBUTE_CHARS:
+            known.setdefault(attribute_name(field), value)  # of two fields that look alike the first that has one
     return record | ({"attributes": known} if known else {})
 
 

@@ -52,11 +52,16 @@ class Writer:
 
     def write(self, prompts: list[list[int]], texts: list[list[str]], numbers: list[int]) -> list[Written]:
         """An answer to each prompt. `texts`: what supports it, its title first; `numbers`: of the answers, which decide
-        what is drawn.
+        what is drawn. A prompt that the model cannot see whole has none: `NOTHING`.
 
         The first candidate is the answer that there is without others; among several it is the greedy one. Where all of
         them state what nothing supports, as many are drawn again, `ROUNDS` times in all.
         """
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < self.window]
+        if len(fitting) < len(prompts):
+            some = self.write([prompts[i] for i in fitting], [texts[i] for i in fitting], [numbers[i] for i in fitting])
+            written = dict(zip(fitting, some, strict=True))
+            return [written.get(i, NOTHING) for i in range(len(prompts))]
         best: list[tuple[tuple, Written] | None] = [None] * len(prompts)
         for turn in range(ROUNDS if self.tries > 1 else 1):
             again = [i for i, found in enumerate(best) if found is None or found[1].unsupported]

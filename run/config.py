@@ -23,6 +23,9 @@ CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", 
 CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard"}
 
 
+BEFORE = {"optim": "adamw", "context_share": 0.0}  # what runs had that do not say it
+
+
 def option(default, help: str, *names: str, choices: tuple[str, ...] | None = None, **limits: float):
     """A field with its help text, its short names, and what it may hold; `limits` as `check_number` has them."""
     return field(default=default, metadata={"help": help, "names": names, "choices": choices, "limits": limits})
@@ -273,6 +276,7 @@ def from_json(values: dict, where: str) -> TrainConfig:
     """The options saved in a run. Raises `UsageError` on anything that this version does not know."""
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds no options.")
+    values = BEFORE | values
     return TrainConfig(**{name: checked(name, value, where) for name, value in values.items()})
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from catalogue.clean import clean
 from catalogue.encoding import evident_encoding, looks_like_cp1252
-from catalogue.fields import Fields, attribute_name
+from catalogue.fields import Fields, attribute_name, printable
 from catalogue.inputs import open_inputs
 from catalogue.judge import Options, as_text, fields_of
 from catalogue.sources import PACKED, SUFFIXES, find_sources
@@ -107,8 +107,11 @@ class Answers:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from None
         if is_table:
             self._content = titles.content or "description"
-            columns = list(dict.fromkeys([*titles.columns, self._content, *ADDED]))
-            self._table = csv.DictWriter(self._file, columns, restval="", delimiter=titles.delimiter)
+            self._added = [name if name not in titles.columns else f"{name} (vitrine)" for name in ADDED]
+            columns = list(dict.fromkeys([*titles.columns, self._content, *self._added]))
+            self._table = csv.DictWriter(
+                self._file, columns, restval="", delimiter=titles.delimiter, extrasaction="ignore"
+            )
             self._table.writeheader()
 
     def __enter__(self) -> "Answers":
@@ -122,12 +125,10 @@ class Answers:
         if self._table:
             unsupported = "; ".join(dict.fromkeys(claim["text"] for claim in entry.get("unsupported", [])))
             row = asked.row or {"title": asked.title}
-            filled = {
-                self._content: entry["answer"],
-                "unsupported": unsupported,
-                "note": entry.get("error", entry.get("note", "")),
-            }
-            self._table.writerow(row | filled)
+            row = row | dict(zip(self._added, (unsupported, entry.get("error", entry.get("note", ""))), strict=True))
+            if entry["answer"]:  # else what stood there stays
+                row[self._content] = entry["answer"]
+            self._table.writerow({name: printable(value) for name, value in row.items()})
         else:
             tqdm.write(json.dumps(entry, ensure_ascii=False), file=self._file or sys.stdout)
         if self._file:

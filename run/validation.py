@@ -5,6 +5,7 @@ from collections.abc import Callable
 from transformers import PreTrainedModel
 
 from model.attention import use_flat_attention, use_padded_attention
+from model.load import context_length
 from model.loss import mean_loss
 from model.sample import Sampling, generate
 from run.files import read_json
@@ -58,7 +59,9 @@ class Samples:
     def __init__(self, session: Session, model: PreTrainedModel, encoder: Encoder, test_file: RecordFile):
         self.session, self.model, self.encoder = session, model, encoder
         shown = min(TITLES, len(test_file))
-        self.titles = [encoder.template.asked(test_file[len(test_file) * i // shown]) for i in range(shown)]
+        titles = [encoder.template.asked(test_file[len(test_file) * i // shown]) for i in range(shown)]
+        window = context_length(model.config)
+        self.titles = [t for t, p in zip(titles, encoder.prompts(titles), strict=True) if len(p) < window]
 
     def answers(self) -> dict[str, str]:
         """Collective. What the model answers now, by title; it is in eval mode afterwards."""

@@ -143,7 +143,13 @@ def writer(claims, monkeypatch):
         monkeypatch.setattr(candidates, "decode", lambda tokenizer, ids, stop: ids[0])
         template = SimpleNamespace(stop=())
         encoder = SimpleNamespace(end_token=0, tokenizer=None, template=template)
-        return Writer(None, encoder, Sampling(greedy=True), claims, tries)
+        return Writer(
+            SimpleNamespace(config=SimpleNamespace(max_position_embeddings=99)),
+            encoder,
+            Sampling(greedy=True),
+            claims,
+            tries,
+        )
 
     return made
 
