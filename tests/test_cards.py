@@ -129,7 +129,9 @@ def test_several_processes_sum_in_buckets_which_the_plan_knows(monkeypatch):
     plan = MemoryPlan(100, 100, 200, 10, 50, 20, 1.0, 1.0)
     monkeypatch.setattr("run.plan.plan_memory", lambda model, machine: plan)
     monkeypatch.setattr(Ranks, "sum", lambda self, value: None)
-    sessions = [SimpleNamespace(ranks=Ranks(0, size), machine=pick_machine("cpu")) for size in (1, 2)]
+    config = SimpleNamespace(optim="adamw")
+    machine = pick_machine("cpu")
+    sessions = [SimpleNamespace(config=config, ranks=Ranks(0, size), machine=machine) for size in (1, 2)]
     one, two = (measure_memory(session, torch.nn.Linear(1, 1)).peak(10, True) for session in sessions)
     assert two == one + plan.gradients
 
