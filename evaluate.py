@@ -110,7 +110,12 @@ ROWS = [
     ("inventions", "the same, by the known facts", ".1%", "lower"),
     ("inventions_short", "the same, titles cut down to kind, to kind and colour, without brand", ".1%", "lower"),
     ("grounded", "--grounded: facts of the text repeated, titles cut down to their kind", ".1%", "higher"),
-    ("misled", "--grounded: answers that state a fact of a text about another product", ".1%", "lower"),
+    (
+        "misled",
+        "--grounded: answers that state what the title does not, behind a text about another product",
+        ".1%",
+        "lower",
+    ),
 ]
 
 # of --compare

@@ -18,6 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from catalogue.clean import clean
 from catalogue.fields import attribute_name
 from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
@@ -107,9 +108,9 @@ def parse(args: list[str] | None = None):
 def attribute(text: str) -> tuple[str, str]:
     """`colour=blue` as a name and a value."""
     name, equals, value = text.partition("=")
-    if not (name.strip() and equals and value.strip()):
+    if not (attribute_name(name) and equals and value.strip()):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, as in colour=blue.")
-    return attribute_name(name), plain(value)
+    return attribute_name(name), clean(plain(value))
 
 
 if __name__ == "__main__":
@@ -156,7 +157,7 @@ def main(options) -> int:
     claims = sources.claims()
     if claims is None and (options.strict or (options.candidates or 1) > 1):
         raise UsageError(f"--candidates and --strict judge by the catalogue, and there is none in {data}: name --data.")
-    if unknown := options.attribute.keys() - sources.attributes:
+    if claims and (unknown := options.attribute.keys() - sources.attributes):
         known = ", ".join(sorted(sources.attributes)) or "none"
         print(f"(its catalogue has no attribute {', '.join(sorted(unknown))}; it has: {known})", file=sys.stderr)
     machine = machine_for(run, options.device, base_model_of(run) if run else source)
@@ -195,8 +196,7 @@ def main(options) -> int:
         records = [title.record(sources.attributes, options.attribute) for title in asked]
         if options.titles:
             with Answers(options.out, options.asked) as answers:
-                out = lambda number, entry: answers.write(asked[number], entry)  # noqa: E731
-                answer_all(writer, records, copies, sources, options.strict, out)
+                answer_all(writer, records, copies, sources, options.strict, answers.write)
         elif len(records) == copies == 1:
             answer_aloud(writer, records[0], 0, sources, options.strict)
         else:
@@ -221,7 +221,7 @@ def answer_all(
         contexts = {i: sources.context(products) for i, products in found.items()}
         titles = [writer.encoder.template.asked(record) for _, record in some]
         prompts = writer.encoder.prompts(titles, [contexts[i] for i, _ in some], window)
-        fitting = [k for k, (_, record) in enumerate(some) if record["title"] and len(prompts[k]) < window]
+        fitting = [k for k, (_, record) in enumerate(some) if record["title"]]
         texts = [[given(some[k][1]), contexts[some[k][0]]] for k in fitting]
         written = writer.write([prompts[k] for k in fitting], texts, [first + k for k in fitting])
         answers = dict(zip(fitting, written, strict=True))
@@ -235,12 +235,14 @@ def answer_all(
             elif strict and answer.unsupported:
                 entry |= {"answer": "", "error": left_out_for(record["title"], answer)}
                 left_out += 1
-            elif writer.claims and not sources.known(record):
+            elif writer.claims and not products:
                 entry["note"] = NOT_TAUGHT
             if "error" in entry:
                 tqdm.write(entry["error"], file=sys.stderr)
             if sources.count:
-                entry["sources"] = [{"uid": p.uid, "title": p.title, "matched": p.matched} for p in products]
+                entry["sources"] = [
+                    {"uid": p.uid, "title": p.title, "matched": p.matched} for p in products[: sources.count]
+                ]
             if sources.grounded:
                 entry["grounded_on"] = products[0].uid if products else None
             if out:
@@ -276,7 +278,7 @@ def left_out_for(title: str, answer: Written) -> str:
 
 def no_answer(title: str, window: int) -> str:
     if not title:
-        return "No answer: the row has no title."
+        return "No answer: the row has no title, or cannot be read."
     return f"No answer: longer than the {window:,} tokens that the model sees: {one_line(title[:60])} ..."
 
 
@@ -327,7 +329,7 @@ def answer_aloud(writer: Writer, record: Record, number: int, sources: Sources, 
     prompts = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], window)
     if len(prompts[0]) >= window:
         return print(no_answer(title, window), file=sys.stderr)
-    if writer.claims and not sources.known(record):
+    if writer.claims and not products:
         print(f"({NOT_TAUGHT})", file=sys.stderr)
     if writer.tries > 1 or strict:
         (answer,) = writer.write(prompts, [[given(record), context]], [number])

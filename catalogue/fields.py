@@ -22,7 +22,7 @@ PAIRS = ({"title": "instruction", "content": "output"}, {"title": "prompt", "con
 
 @dataclass(frozen=True)
 class Fields:
-    """The names of the three fields as the source spells them; None where it has, or the user named, none."""
+    """The names of the fields as the source spells them; None where it has, or the user named, none."""
 
     title: str | None = None
     content: str | None = None
@@ -47,22 +47,24 @@ def choose_fields(names: Sequence[str], given: Fields = Fields()) -> Fields:
     for field in NAMES:
         if name := getattr(given, field):
             chosen[field] = name if name in names else by_plain.get(_plain(name))
-    named = (name if name in names else by_plain.get(_plain(name)) for name in given.attributes if name != AUTO)
-    return Fields(**chosen, attributes=tuple(name for name in named if name is not None))
+    # One that is not there yet may come: of records in JSON only the first are looked at.
+    named = (name if name in names else by_plain.get(_plain(name), name) for name in given.attributes if name != AUTO)
+    return Fields(**chosen, attributes=tuple(name for name in named if name not in chosen.values()))
 
 
 def repeated_fields(records: Iterable[dict[str, str]], fields: Fields) -> tuple[str, ...]:
-    """The fields besides `fields` whose values tend to stand word for word in the description: colours, sizes, brands.
+    """Those that are not in `fields` yet and whose values tend to stand word for word in the description: colours,
+    sizes, brands.
 
     `records`: texts by field, a few hundred of one source.
     """
-    others = set(vars(fields).values()) - {None}
+    others = {fields.title, fields.content, fields.uid, *fields.attributes}
     counts: dict[str, list[int]] = {}  # values, and those of them that are repeated
     for record in records:
         content = f" {_plain(record.get(fields.content, ''))} ".replace("_", " ")
         for name, value in record.items():
             words = _plain(value).replace("_", " ")
-            if name not in others and words and len(value) <= MOST_ATTRIBUTE_CHARS:
+            if _plain(name) and name not in others and words and len(value) <= MOST_ATTRIBUTE_CHARS:
                 found = counts.setdefault(name, [0, 0])
                 found[0] += 1
                 found[1] += f" {words} " in content
@@ -71,7 +73,7 @@ def repeated_fields(records: Iterable[dict[str, str]], fields: Fields) -> tuple[
 
 def attribute_name(field: str) -> str:
     """As a record and a prompt have it, however a file spells it: "Tamanho " and "tamanho" are one attribute."""
-    return " ".join(_plain(field).split("_"))[:MOST_ATTRIBUTE_CHARS] or one_line(field)
+    return " ".join(_plain(field).split("_"))[:MOST_ATTRIBUTE_CHARS]
 
 
 def header_row(rows: Sequence[Sequence[str]], given: Fields) -> int:
@@ -79,16 +81,16 @@ def header_row(rows: Sequence[Sequence[str]], given: Fields) -> int:
     return max(range(len(rows)), key=lambda row: (choose_fields(rows[row], given).found, any(rows[row])), default=0)
 
 
-def describe(fields: Fields, names: Iterable[str], given: Fields = Fields(), repeated: Iterable[str] = ()) -> str:
+def describe(fields: Fields, names: Iterable[str], repeated: Iterable[str] = ()) -> str:
     """The choice in words, with the next thing to try where a field was not found, or one could serve."""
     names = list(dict.fromkeys(map(one_line, names)))
     chosen = ((field, getattr(fields, field)) for field in NAMES)
     parts = [f'{field} from "{one_line(name)}"' for field, name in chosen if name is not None]
-    if fields.attributes:
-        parts.append(f"attributes from {quoted(fields.attributes)}")
-    absent = [name for name in given.attributes if not choose_fields(names, Fields(attributes=(name,))).attributes]
-    if absent := [name for name in absent if name != AUTO]:
-        parts.append(f"no field {quoted(absent)} for the attributes")
+    there = [name for name in fields.attributes if one_line(name) in names]
+    if there:
+        parts.append(f"attributes from {quoted(there)}")
+    if absent := [name for name in fields.attributes if name not in there]:
+        parts.append(f"no field {quoted(absent)} for the attributes so far")
     if more := [name for name in repeated if name not in fields.attributes]:
         parts.append(f"the descriptions repeat {quoted(more)}: --attributes auto takes such fields along")
     missing = [field for field in ("title", "content") if getattr(fields, field) is None]

@@ -21,9 +21,9 @@ from text.errors import DataError
 
 FILE_NAME = "catalogue.sqlite"
 TITLE_WEIGHT = 4.0
-# Share of what a question tells that a product must have to be a source. Of the example's held-out titles each keeps
-# its sources, 98 % of them of its kind; of 500 titles of LF-Amazon 2 % find one there, without it 56 % (docs/LOG.md).
-LIKENESS = 0.2
+# Share of what a question tells that a product must have to be a source, and how rare a word counts at most that no
+# product has: as one that stands in a hundredth of them. Measured on held-out titles and strangers in docs/LOG.md.
+LIKENESS, NOWHERE = 0.25, math.log(101)
 LOOKED_AT = 20  # more than are wanted: BM25 and likeness do not order alike
 MAX_WORDS = 32  # of a question; a text pasted as one would match everything and cost a second
 
@@ -91,7 +91,7 @@ class Catalogue:
         self._given = "title attributes" if has_attributes else "title"  # columns of what a model is given
         self._attributes = "attributes" if has_attributes else "''"
         self._size = self._ask("SELECT max(rowid) FROM product")[0][0] or 0  # count(*) would read all of them
-        self._frequencies: dict[str, int] = {}
+        self._rarities: dict[str, float] = {}
         self.attributes = {name for (name,) in self._ask("SELECT name FROM attribute")} if has_attributes else set()
 
     def _ask(self, question: str, values: tuple = ()) -> list[tuple]:
@@ -103,7 +103,7 @@ class Catalogue:
 
     def nearest(self, question: str, count: int) -> list[Product]:
         """The `count` products that match a title or a free question best; fewer, or none, where nothing resembles it:
-        what shares no more than a number, or words that half of the catalogue has, is no source."""
+        what shares with it a number alone, or little of what it tells, is no source."""
         words = words_of(question)
         if not words:
             return []
@@ -117,21 +117,22 @@ class Catalogue:
         return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in alike[:count]]
 
     def _is_alike(self, words: list[str], title: str, content: str) -> bool:
-        """Whether a product resembles a question of `words`: each tells as much as it is rare (its inverse document
-        frequency), in the content a TITLE_WEIGHT-th of that. "iPhone 15" is no rucksack of 15 litres: numbers count
-        only where a question has nothing else."""
+        """Whether a product resembles a question of `words`: each tells as much as it is rare, in the content a
+        TITLE_WEIGHT-th of that. "iPhone 15" is no rucksack of 15 litres: numbers count only where a question has
+        nothing else."""
         telling = [word for word in words if not only_numbers([word])] or words
-        rarity = {word: math.log(1 + self._size / (0.5 + self._frequency(word))) for word in telling}
+        rarity = {word: self._rarity(word) for word in telling}
         in_title = sum(rarity[word] for word in _matched(telling, title))
         anywhere = sum(rarity[word] for word in _matched(telling, f"{title} {content}"))
         return in_title + (anywhere - in_title) / TITLE_WEIGHT >= LIKENESS * sum(rarity.values())
 
-    def _frequency(self, word: str) -> int:
-        """Products that have it."""
-        if word not in self._frequencies:
-            count = "SELECT count(*) FROM product WHERE product MATCH ?"
-            self._frequencies[word] = self._ask(count, (f'"{word}"',))[0][0]
-        return self._frequencies[word]
+    def _rarity(self, word: str) -> float:
+        """Its inverse document frequency."""
+        if word not in self._rarities:
+            ((count,),) = self._ask("SELECT count(*) FROM product WHERE product MATCH ?", (f'"{word}"',))
+            rarity = math.log(1 + self._size / (0.5 + count))
+            self._rarities[word] = rarity if count else min(rarity, NOWHERE)
+        return self._rarities[word]
 
     def contents_and_titles(self, word: str, forms: list[str], at_most: int) -> tuple[int, int]:
         """How many contents hold `word`, and how many of these stand under a title, or beside attributes, that

@@ -51,7 +51,7 @@ class Input:
     @property
     def choice(self) -> str:
         """Which fields are taken, in words."""
-        return describe(self.fields, self.names, self.given, self.repeated or ())
+        return describe(self.fields, self.names, self.repeated or ())
 
     def __str__(self) -> str:
         return f"{self.place}: {self.layout.what}; {self.choice}"

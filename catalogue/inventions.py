@@ -1,4 +1,4 @@
-"""Facts that an answer states and its title does not hold, where the facts of the products are known by name.
+"""Facts that an answer states and nothing gave it, where the facts of the products are known by name.
 
 For the bundled catalogue `examples/facts.json.gz` says them. Words and quantities are read as in `claims.py`, but
 nothing here knows its index or its threshold, so the one can be measured by the other.
@@ -47,8 +47,12 @@ class KnownFacts:
 
     def cut_down(self, records: list[Record]) -> list[Record]:
         """The title is the kind alone, and all other facts are attributes."""
-        kinds = [(r, self.facts[r["uid"]]["facts"]) for r in records if self.knows(r)]
-        return [r | {"title": known["kind"], "attributes": _but_the_kind(known)} for r, known in kinds]
+        cut = []
+        for record in filter(self.knows, records):
+            others = dict(self.facts[record["uid"]]["facts"])
+            if kind := others.pop("kind", None):
+                cut.append(record | {"title": kind, "attributes": others})
+        return cut
 
     def short_titles(self, records: list[Record]) -> list[Record]:
         """As somebody in a hurry writes them, each once: kind; kind and colour; all but the brand."""
@@ -79,7 +83,3 @@ class KnownFacts:
             if folded(word) in self.brands or folded(word) not in self.not_a_name:
                 found.append(word)
         return found
-
-
-def _but_the_kind(facts: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in facts.items() if name != "kind"}

@@ -184,11 +184,15 @@ def read_record(source: dict, fields: Fields, min_content_chars: int) -> Record 
     if len(content) < min_content_chars:
         return Reason.TOO_SHORT
     record = {"uid": clean(as_text(source.get(fields.uid))), "title": title, "content": content}
+    own = source.get("attributes")  # of a record that was prepared before
+    pairs = [(name, source.get(name)) for name in fields.attributes] + list(
+        own.items() if isinstance(own, dict) else ()
+    )
     known: dict[str, str] = {}
-    for field in fields.attributes:
-        value = clean(as_text(source.get(field)))
-        if 0 < len(value) <= MOST_ATTRIBUTE_CHARS:
-            known.setdefault(attribute_name(field), value)  # of two fields that look alike the first that has one
+    for field, value in pairs:
+        name, text = attribute_name(field), clean(as_text(value))
+        if name and 0 < len(text) <= MOST_ATTRIBUTE_CHARS:
+            known.setdefault(name, text)  # of two fields that look alike the first that has one
     return record | ({"attributes": known} if known else {})
 
 

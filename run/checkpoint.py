@@ -183,7 +183,7 @@ def load_training_state(
         if (folder / OPTIMIZER).exists():
             load_moments(load_file(folder / OPTIMIZER), model, optimizer)
         else:
-            print(f"{folder} has the weights alone: AdamW's averages begin anew.", file=sys.stderr)
+            print(f"{folder} has the weights alone: the optimizer's averages begin anew.", file=sys.stderr)
         if saved["scaler"]:
             scaler.load_state_dict(saved["scaler"])
         if saved["versions"] != versions():
@@ -209,7 +209,7 @@ def load_moments(tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: 
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq", "momentum") if f"{key}.{name}" in tensors]
         found = {key: tensors[f"{key}.{name}"] for key in keys}
         if any(value.shape != parameter.shape for key, value in found.items() if key != "step"):
-            raise DamagedCheckpoint(f"AdamW's state of {name} does not fit the model.")
+            raise DamagedCheckpoint(f"The optimizer's state of {name} does not fit the model.")
         if found:
             # Copies, because these tensors are windows into the file, which Windows could then not delete.
             optimizer.state[parameter] = {key: placed_like(value, parameter) for key, value in found.items()}

@@ -87,7 +87,7 @@ class TrainConfig:
         None, "adamw, or muon on the blocks' matrices; default: adamw, for pocket muon", choices=("adamw", "muon")
     )
     learning_rate: float | None = option(
-        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 4e-3", "--lr", least=0
+        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 4e-3, with adamw 2e-3", "--lr", least=0
     )
     lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))
     warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", least=0, most=1)
@@ -263,9 +263,11 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     """
     if config.lora and from_scratch:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
+    optim = config.optim or ("muon" if from_scratch and not config.shard else "adamw")
+    from_nothing = 4e-3 if optim == "muon" else 2e-3
     defaults = {
-        "optim": "muon" if from_scratch else "adamw",
-        "learning_rate": 4e-3 if from_scratch else 2e-4 if config.lora else 5e-5,
+        "optim": optim,
+        "learning_rate": from_nothing if from_scratch else 2e-4 if config.lora else 5e-5,
         "num_train_epochs": None if from_scratch else 3.0,  # None: the plan counts the records
         "context_share": 0.1 if from_scratch else 0.0,
     }

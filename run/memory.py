@@ -1,6 +1,6 @@
 """How much memory a step takes, said before the first one.
 
-    weights + gradients + the optimizer's moments    known from the parameters
+    weights + gradients + the optimizer's moments   known from the parameters
     activations                                     measured on two small micro-batches, they grow with the tokens
     one chunk of logits                             measured there too, it grows with the rows of the chunk
 

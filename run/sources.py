@@ -28,13 +28,9 @@ class Sources:
         """Names of those that products of the catalogue have."""
         return self._catalogue.attributes if self._catalogue else set()
 
-    def known(self, record: Record) -> bool:
-        """Whether some product resembles this one."""
-        return bool(self._catalogue and self._catalogue.nearest(given(record), 1))
-
     def nearest(self, record: Record) -> list[Product]:
-        count = max(self.count, 1 if self.grounded else 0)
-        return self._catalogue.nearest(given(record), count) if count else []
+        """As many as are listed, and at least one: without any, nothing resembles this product."""
+        return self._catalogue.nearest(given(record), max(self.count, 1)) if self._catalogue else []
 
     def context(self, products: list[Product]) -> str:
         """What is put before the prompt, "" for nothing; says so."""

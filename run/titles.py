@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from catalogue.clean import clean
 from catalogue.encoding import evident_encoding, looks_like_cp1252
-from catalogue.fields import Fields, attribute_name, printable
+from catalogue.fields import Fields, attribute_name, printable, quoted
 from catalogue.inputs import open_inputs
 from catalogue.judge import Options, as_text, fields_of
 from catalogue.sources import PACKED, SUFFIXES, find_sources
@@ -54,7 +54,8 @@ def read_titles(file: Path) -> Titles:
         source.look_at(records)
         fields: Fields = source.fields
         if fields.title is None:
-            raise UsageError(f"{source}.")
+            columns = quoted(source.names[:12])
+            raise UsageError(f"{file}: no column for the title among {columns}. Call it title, name, titulo or nome.")
         content, delimiter = content or fields.content, source.layout.delimiter
         for raw in records:
             row, _ = fields_of(raw, source.layout.header)
@@ -94,7 +95,7 @@ class Answers:
     def __init__(self, path: Path | None, titles: Titles):
         """`path`: `.csv` gives the rows of the titles with the description filled in; else it is JSONL. It must not be
         there yet. Raises `UsageError`."""
-        self._file, self._table = None, None
+        self._asked, self._file, self._table = titles.asked, None, None
         if path is None:
             return
         is_table = path.suffix.lower() == ".csv"
@@ -121,9 +122,11 @@ class Answers:
         if self._file:
             self._file.close()
 
-    def write(self, asked: Asked, entry: dict) -> None:
+    def write(self, number: int, entry: dict) -> None:
+        """The answer to title `number`."""
         if self._table:
             unsupported = "; ".join(dict.fromkeys(claim["text"] for claim in entry.get("unsupported", [])))
+            asked = self._asked[number]
             row = asked.row or {"title": asked.title}
             row = row | dict(zip(self._added, (unsupported, entry.get("error", entry.get("note", ""))), strict=True))
             if entry["answer"]:  # else what stood there stays

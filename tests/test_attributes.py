@@ -54,7 +54,7 @@ def test_auto_takes_what_the_descriptions_repeat(tmp_path):
 def test_named_ones_are_taken_and_absent_ones_said(tmp_path):
     records, said = prepared(tmp_path, attributes=("preco", "tamanho"))
     assert [record["attributes"] for record in records[:2]] == [{"preco": "10"}, {"preco": "11"}]
-    assert 'no field "tamanho" for the attributes' in said[0]
+    assert 'no field "tamanho" for the attributes so far' in said[0]
     assert "--attributes auto takes such fields along" in said[0]
 
 
@@ -136,12 +136,12 @@ def test_a_table_of_titles_keeps_its_columns_and_passes_known_ones_on(tmp_path):
     assert titles.asked[2].record({"cor"}, {}) == {"title": "Prato"}
     out = tmp_path / "out.csv"
     with Answers(out, titles) as answers:
-        for asked in titles.asked:
+        for number, asked in enumerate(titles.asked):
             entry = {
                 "answer": f'{asked.title}, a "good" one;\nindeed',
                 "unsupported": [{"text": "good", "start": 3}] * 2,
             }
-            answers.write(asked, entry)
+            answers.write(number, entry)
     with out.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, delimiter=";"))
     assert list(rows[0]) == ["Nome", "Cor", "Estoque", "Descrição", "unsupported", "note"]
@@ -192,3 +192,60 @@ def test_asked_is_what_a_line_is(tmp_path):
     data = write_data(tmp_path / "d", RECORDS)
     write_catalogue(data / "catalogue.sqlite", data / "train.jsonl")
     assert Catalogue(data).attributes == set()
+
+
+def test_a_row_that_cannot_be_read_and_a_column_of_the_shop_are_kept(tmp_path):
+    table = tmp_path / "in.csv"
+    table.write_text("Nome,note,Texto\n" + "Caneca,meu,\n" * 30 + "a,b,c,d\nPrato,nosso,velho\n", encoding="utf-8")
+    titles = read_titles(table)
+    assert [asked.title for asked in titles.asked[-2:]] == ["", "Prato"]
+    with Answers(tmp_path / "out.csv", titles) as answers:
+        answers.write(0, {"answer": "Boa \ud800."})  # a lone surrogate is no reason to lose the rest
+        answers.write(30, {"answer": "", "error": "none"})
+        answers.write(31, {"answer": "", "error": "left out"})
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["note"] for row in rows] == ["meu", "", "nosso"]
+    assert [row["note (vitrine)"] for row in rows] == ["", "none", "left out"]
+
+
+def test_a_field_that_comes_late_or_twice_and_a_record_prepared_before(tmp_path):
+    late = [
+        {"uid": str(i), "title": f"Mug {i}", "content": f"A mug of steel, number {i} of a series."} for i in range(300)
+    ]
+    late[-1] |= {"colour": "grey"}
+    late[-2] |= {"attributes": {"Marca": "Kelbra", "nested": {"a": 1}}}
+    late[-3] |= {"Colour": "blue", "colour": ""}
+    late[-4] |= {"title": "T", "": "nameless"}
+    source = tmp_path / "late.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in late), encoding="utf-8")
+    options = Options(
+        fields=Fields(attributes=("Colour", "colour", "title", "")),
+        val_share=0,
+        test_share=0,
+        drop_near_duplicates=False,
+    )
+    prepare([source], tmp_path / "data", options)
+    file = RecordFile(tmp_path / "data" / "train.jsonl")
+    found = {record["uid"]: record["attributes"] for record in file if "attributes" in record}
+    assert found == {"299": {"colour": "grey"}, "298": {"marca": "Kelbra"}, "297": {"colour": "blue"}}
+
+
+def test_a_prompt_that_does_not_fit_gets_no_answer_and_the_others_do(tokenizer):
+    from conftest import tiny_gpt2
+
+    from model.sample import Sampling
+    from run.candidates import NOTHING, Writer
+
+    encoder = Encoder(tokenizer, QA, 256)
+    writer = Writer(tiny_gpt2(len(tokenizer)), encoder, Sampling(max_new_tokens=4, greedy=True), None)
+    short, long = encoder.prompts(["Mug"]), encoder.prompts(["Mug " * 400])
+    alone = writer.write(short, [["Mug"]], [0])
+    assert writer.write([*long, *short], [["x"], ["Mug"]], [1, 0]) == [NOTHING, *alone]
+
+
+def test_one_nearest_is_the_first_of_many(tmp_path):
+    prepared(tmp_path)
+    catalogue = Catalogue(tmp_path / "data")
+    for question in ("Caneca verde", "marca Kelbra café", "caneca 7 azul", "café da manhã zebra", "verde xyz"):
+        assert catalogue.nearest(question, 1) == catalogue.nearest(question, 5)[:1], question

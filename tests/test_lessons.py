@@ -28,8 +28,10 @@ def test_plain_loop_and_page_log_the_same_numbers(tmp_path, train, monkeypatch, 
     pocket = loading.pocket_model
     monkeypatch.setattr(loading, "pocket_model", lambda *args: pocket(*args).to(dtype))
     options = ("--model", "pocket", "--run_name", "a", "--question_share", 0, "--logging_steps", 1)
-    options += ("--context_share", 0, "--optim", "adamw", "--lr", 2e-3)
+    options += ("--context_share", 0, "--optim", "adamw")
     assert train(*options, "--max_steps", STEPS) == 0
     page = [(entry["loss"], entry["grad_norm"]) for entry in logged(tmp_path / "runs" / "a")]
     assert len(plain) == len(page) == STEPS
-    torch.testing.assert_close(torch.tensor(page), torch.tensor(plain), rtol=0, atol=EPSILON[dtype])
+    (losses, norms), (plain_losses, plain_norms) = torch.tensor(page).T, torch.tensor(plain).T
+    torch.testing.assert_close(losses, plain_losses, rtol=0, atol=EPSILON[dtype])
+    torch.testing.assert_close(norms, plain_norms, rtol=EPSILON[dtype], atol=EPSILON[dtype])  # up to 60 in these steps

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from test_ranks import alone, assert_equal_runs, torchrun  # noqa: F401  a fixture
 
 from model.muon import MOMENTUM, UPDATE_RMS, Muon, hidden_matrices, orthogonal
-from run.cli import INTERRUPTED, UsageError
-from run.config import parse_train, with_model_defaults
+from run.cli import INTERRUPTED
+from run.config import from_json, parse_train, with_model_defaults
 
 
 def groups_of(model) -> list[dict]:
@@ -137,5 +137,10 @@ def test_pocket_takes_muon_and_what_was_trained_before_takes_adamw():
 def test_a_divided_model_has_no_whole_matrices():
     with pytest.raises(SystemExit):
         parse_train(["--shard", "--optim", "muon"])
-    with pytest.raises(UsageError, match="whole matrices"):
-        with_model_defaults(parse_train(["--shard"]).config, from_scratch=True)
+    config = with_model_defaults(parse_train(["--shard"]).config, from_scratch=True)
+    assert (config.optim, config.learning_rate) == ("adamw", 2e-3)
+
+
+def test_a_run_that_does_not_say_it_had_adamw_and_no_context():
+    config = from_json({"model_name_or_path": "pocket"}, "old")
+    assert (config.optim, config.context_share) == ("adamw", 0.0)

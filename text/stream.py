@@ -46,7 +46,9 @@ class RecordFile:
         try:
             record = json.loads(self._file.read(end - start))
             texts = {key: str(record[key]) for key in ("uid", "title", "content")}
-            attributes = {name: str(value) for name, value in (record.get("attributes") or {}).items()}
+            attributes = record.get("attributes") or {}
+            if not all(isinstance(value, str) for value in attributes.values()):
+                raise TypeError("attributes are texts")
             return texts | ({"attributes": attributes} if attributes else {})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise DataError(
