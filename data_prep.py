@@ -51,7 +51,7 @@ def main() -> int:
     if not args.inputs:
         command.error(
             "which catalogue? For example: python data_prep.py products.csv, or, with what comes along, "
-            "python data_prep.py examples/catalogue.json.gz"
+            "python data_prep.py examples/catalogue.json.gz --attributes auto"
         )
     # The parsers of HTML and mojibake take a moment to load; --help and a typo do not wait for them.
     from tqdm import tqdm
