@@ -8,6 +8,7 @@ python generate.py --titles titles.txt        one title a line; answers as JSONL
 python generate.py --titles shop.csv --out described.csv       the same table, its descriptions filled in
 python generate.py --before                   the same, with the model as it was before training
 python generate.py --sources 3                lists under each answer the products that it can be checked against
+python generate.py --serve                    a page in the browser, corrections kept for data_prep.py
 python generate.py --candidates 8             writes eight answers to each title and keeps the truest
 
 A word that states a fact which neither title, attributes nor the text before the prompt has is unsupported: underlined,
@@ -66,6 +67,8 @@ def parse(args: list[str] | None = None):
     parser.add_argument(
         "--candidates", type=integer(1, most=256), metavar="N", help="tries at each answer [8; one title: if quick]"
     )
+    parser.add_argument("--serve", action="store_true", help="a page in the browser of this machine, with corrections")
+    parser.add_argument("--port", type=integer(0, most=65535), default=7860, metavar="N", help="of --serve [7860]")
     parser.add_argument("--strict", action="store_true", help="leave answers out that state what nothing supports")
     parser.add_argument("--num_return_sequences", type=integer(1, most=1000), default=1, metavar="N", help="[1]")
     parser.add_argument("--seed", type=integer(0), default=42, metavar="N", help="[42]")
@@ -85,6 +88,8 @@ def parse(args: list[str] | None = None):
         parser.error("--base says on what an --adapter is put; there is none.")
     if options.title and options.titles:
         parser.error("give --title or --titles, not both.")
+    if options.serve and (options.title or options.titles or options.adapter or options.before):
+        parser.error("--serve asks on its page: leave titles, --adapter and --before out.")
     if options.out and not options.titles:
         parser.error("--out is for the answers to --titles.")
     if options.greedy and options.num_return_sequences > 1:
@@ -128,6 +133,7 @@ from model.sample import Sampling, tokens_of
 from run.asking import load_to_ask, machine_for
 from run.candidates import NOTHING, Writer, Written
 from run.loading import encoder_of
+from run.serve import Desk, serve
 from run.sources import Sources
 from text.answer import StableText, stop_rule
 from text.batch import Encoder
@@ -186,6 +192,13 @@ def main(options) -> int:
         seed=options.seed,
     )
     writer = Writer(model, encoder, sampling, claims, candidates, at_once)
+    if options.serve:
+
+        def base() -> Writer:  # its own memory, so only once somebody wants to see it
+            found = load_to_ask(base_model_of(run), template, machine, four_bit, new_tokens=options.max_new_tokens)
+            return replace(writer, model=found[0], encoder=found[1])
+
+        return serve(Desk(writer, base, sources, machine, run / "corrections.jsonl"), options.port)
     with machine.autocast():
         if asked is None and sys.stdin.isatty():
             print("(/sources: what to check it against; sair, quit or Ctrl-D to leave)", file=sys.stderr)
