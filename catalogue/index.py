@@ -85,7 +85,8 @@ class Catalogue:
         if not self.path.is_file():
             raise DataError(f"{self.path} does not exist. Make it: python data_prep.py INPUT --output_dir {folder}")
         check_fts5()
-        self._base = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
+        # The page of run/serve.py asks from other threads than this, one after the other.
+        self._base = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
         columns = {name for (name,) in self._ask("SELECT name FROM pragma_table_info('product')")}
         has_attributes = "attributes" in columns  # a catalogue of an earlier version has not
         self._given = "title attributes" if has_attributes else "title"  # columns of what a model is given

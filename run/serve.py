@@ -29,6 +29,7 @@ PAGE = Path(__file__).with_suffix(".html")
 MOST_CHARS = 2000  # of a title or a value; of an answer or its correction ten times as many
 MOST_ATTRIBUTES = 30
 MOST_CANDIDATES = 16
+SOURCES = 3  # products beside an answer, unless told
 MOST_TITLES = 500  # of a table; longer ones are for --titles, which can be stopped and goes faster
 MOST_BYTES = {"/table": 2**22}
 BODY = 2**18  # bytes of any other request
@@ -50,12 +51,13 @@ class Desk:
     def __init__(self, writer: Writer, base: Callable[[], Writer], sources: Sources, machine: Machine, file: Path):
         """`base` loads the model as it was before training, on the first wish; corrections go to `file`."""
         self._writers = {"after": lambda: writer, "before": base}
+        sources.count = sources.count or SOURCES
         self._sources, self._machine, self.file = sources, machine, file
 
     def answer(self, asked: dict) -> dict:
-        """{title, attributes, candidates, temperature, which}: candidates, the one with the fewest unsupported first."""
+        """{title, attributes, candidates, temperature, which}: candidates, the fewest unsupported first."""
         record, which = record_of(asked), asked.get("which", "after")
-        if which not in self._writers:
+        if which not in list(self._writers):  # a list or an object has no hash
             raise Refused("which is before or after.")
         count = number_of(asked, "candidates", 4, 1, MOST_CANDIDATES)
         temperature = number_of(asked, "temperature", 0.7, 0, 2)
@@ -224,9 +226,9 @@ def application(desk: Desk, port: int):
                 return JSONResponse(await run_in_threadpool(work, asked))
         except Refused as error:
             return JSONResponse({"error": str(error)}, error.status)
-        except OSError as error:
-            print(error, file=sys.stderr)
-            return JSONResponse({"error": "The disk refused; the terminal says why."}, 500)
+        except Exception as error:  # its words may hold paths
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return JSONResponse({"error": "This did not work; the terminal says why."}, 500)
         finally:
             waiting.discard(me)
 
