@@ -132,8 +132,9 @@ from model.lora import unwrap
 from model.sample import Sampling, tokens_of
 from run.asking import load_to_ask, machine_for
 from run.candidates import NOTHING, Writer, Written
+from run.desk import Desk
 from run.loading import encoder_of
-from run.serve import Desk, serve
+from run.serve import serve
 from run.sources import Sources
 from text.answer import StableText, stop_rule
 from text.batch import Encoder

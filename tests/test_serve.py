@@ -13,9 +13,10 @@ from catalogue.judge import Options
 from catalogue.prepare import prepare
 from model.sample import Sampling
 from run.candidates import Writer
+from run.desk import Desk
 from run.device import pick_machine
 from run.loading import load
-from run.serve import WAITING, Desk, application
+from run.serve import WAITING, application
 from run.sources import Sources
 from text.template import QA
 

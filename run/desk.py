@@ -1,0 +1,158 @@
+"""What the local page can ask for, without the web around it: answers, tables, and corrections that are kept."""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from catalogue.fields import attribute_name
+from run.candidates import Writer
+from run.cli import UsageError, check_number
+from run.device import Machine
+from run.sources import Sources
+from run.titles import Answers, Asked, read_titles
+from text.errors import DataError
+from text.stream import Record, given
+
+MOST_CHARS = 2000  # of a title or a value; of an answer or its correction ten times as many
+MOST_ATTRIBUTES = 30
+MOST_CANDIDATES = 16
+SOURCES = 3  # products beside an answer, unless told
+MOST_TITLES = 500  # of a table; longer ones are for --titles, which can be stopped and goes faster
+VERDICTS = ("accept", "edit", "reject")
+
+
+class Refused(ValueError):
+    """A request that gets a sentence instead of an answer."""
+
+    def __init__(self, sentence: str, status: int = 400):
+        super().__init__(sentence)
+        self.status = status
+
+
+class Desk:
+    """A model, the one before it, the catalogue, and the file of corrections."""
+
+    def __init__(self, writer: Writer, base: Callable[[], Writer], sources: Sources, machine: Machine, file: Path):
+        """`base` loads the model as it was before training, on the first wish; corrections go to `file`."""
+        self._writers = {"after": lambda: writer, "before": base}
+        sources.count = sources.count or SOURCES
+        self._sources, self._machine, self.file = sources, machine, file
+
+    def answer(self, asked: dict) -> dict:
+        """{title, attributes, candidates, temperature, which}: candidates, the fewest unsupported first."""
+        record, which = record_of(asked), asked.get("which", "after")
+        if which not in list(self._writers):  # a list or an object has no hash
+            raise Refused("which is before or after.")
+        count = number_of(asked, "candidates", 4, 1, MOST_CANDIDATES)
+        temperature = number_of(asked, "temperature", 0.7, 0, 2)
+        if callable(self._writers[which]):
+            try:
+                self._writers[which] = self._writers[which]()
+            except Exception as error:
+                print(error, file=sys.stderr)
+                raise Refused("The model before training cannot be had; the terminal says why.", 503) from None
+        writer = self._writers[which]
+        greedy = temperature < 0.01  # smaller ones overflow
+        sampling = replace(writer.sampling, greedy=greedy, temperature=temperature or 1.0)
+        writer = replace(writer, sampling=sampling, candidates=1)
+        products = self._sources.nearest(record)
+        context = self._sources.context(products)
+        (prompt,) = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], writer.window)
+        if len(prompt) >= writer.window:
+            raise Refused("This is longer than the model sees: shorten it.")
+        copies = range(1 if greedy else int(count))
+        with self._machine.autocast():
+            written = writer.write([prompt for _ in copies], [[given(record), context] for _ in copies], list(copies))
+        candidates = [
+            {"text": w.text, "unsupported": [[c.start, c.start + len(c.text)] for c in w.unsupported]}
+            for w in sorted(written, key=lambda w: len(w.unsupported))
+        ]
+        shown = [{"uid": p.uid, "title": p.title, "matched": list(p.matched)} for p in products]
+        taught = bool(products) or writer.claims is None
+        return {"record": record, "candidates": candidates, "sources": shown, "taught": taught}
+
+    def table(self, name: str, body: bytes) -> bytes:
+        """The table with its descriptions filled in, as CSV."""
+        with tempfile.TemporaryDirectory() as folder:
+            file, out = Path(folder) / f"table{Path(name).suffix.lower()[:8]}", Path(folder) / "out.csv"
+            try:
+                file.write_bytes(body)
+                titles = read_titles(file)
+            except (UsageError, DataError, OSError, ValueError) as error:
+                print(error, file=sys.stderr)
+                raise Refused("This table cannot be read; it needs a column called title, nome or titulo.") from None
+            if not 0 < len(titles.asked) <= MOST_TITLES:
+                raise Refused(f"A table of 1 to {MOST_TITLES} titles, please; longer ones: generate.py --titles.")
+            with Answers(out, titles) as answers:
+                for i, title in enumerate(titles.asked):
+                    answers.write(i, self._entry(title))
+            return out.read_bytes()
+
+    def _entry(self, title: Asked) -> dict:
+        try:
+            found = self.answer(title.record(self._sources.attributes, {}))
+        except Refused as error:
+            return {"answer": "", "error": str(error)}
+        best, note = (
+            found["candidates"][0],
+            {} if found["taught"] else {"note": "nothing in the catalogue resembles this"},
+        )
+        return {
+            "answer": best["text"],
+            "unsupported": [{"text": best["text"][a:b]} for a, b in best["unsupported"]],
+        } | note
+
+    def verdict(self, given_: dict) -> dict:
+        """Append a correction. What is rejected keeps an empty content, so data_prep.py counts it and leaves it out."""
+        record, verdict = record_of(given_), given_.get("verdict")
+        if verdict not in VERDICTS:
+            raise Refused("verdict is accept, edit or reject.")
+        answer, text = (text_of(given_, key, MOST_CHARS * 10) for key in ("answer", "text"))
+        content = {"accept": answer, "edit": text, "reject": ""}[verdict]
+        if verdict != "reject" and not content:
+            raise Refused("There is no text to keep.")
+        line = {"uid": f"correction-{uuid4().hex}"} | record | {"content": content}
+        line |= {"verdict": verdict, "proposed": answer}
+        with self.file.open("ab") as file:  # one write: a line is whole or absent
+            file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return {"saved": verdict}
+
+
+def text_of(asked: dict, key: str, most: int = MOST_CHARS) -> str:
+    text = asked.get(key, "")
+    if not isinstance(text, str):
+        raise Refused(f"{key} is no text.")
+    if len(text) > most:
+        raise Refused(f"{key} is longer than {most:,} characters.", 413)
+    return text.encode("utf-8", "replace").decode("utf-8").strip()  # lone surrogates cannot be written
+
+
+def number_of(asked: dict, key: str, default: float, least: float, most: float) -> float:
+    value = asked.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused(f"{key} is no number.")
+    try:
+        check_number(value, key, least, most)
+    except UsageError as error:
+        raise Refused(str(error)) from None
+    return value
+
+
+def record_of(asked: dict) -> Record:
+    if not isinstance(asked, dict):
+        raise Refused("This is no JSON object.")
+    if not (title := text_of(asked, "title")):
+        raise Refused("There is no title.")
+    values = asked.get("attributes", {})
+    if not isinstance(values, dict) or len(values) > MOST_ATTRIBUTES:
+        raise Refused(f"attributes are at most {MOST_ATTRIBUTES} names with their values.")
+    named = {attribute_name(name[:100]): text_of(values, name) for name in values}
+    attributes = {name: value for name, value in named.items() if name and value}
+    return {"title": title} | ({"attributes": attributes} if attributes else {})
