@@ -71,12 +71,12 @@ from sacrebleu import corpus_chrf
 from catalogue.claims import Claims, marked
 from catalogue.index import FILE_NAME, Catalogue
 from catalogue.inventions import KnownFacts
-from model.attention import use_flat_attention, use_padded_attention
+from model.attention import use_flat_attention
 from model.load import context_length
 from model.loss import mean_loss
 from model.sample import Sampling
 from run.asking import load_to_ask, machine_for
-from run.candidates import Writer
+from run.candidates import Prompt, Writer
 from run.config import TrainConfig, from_json
 from run.data import open_split
 from run.device import Machine
@@ -204,15 +204,17 @@ def measure(
     supervised = [token for row in rows for token in row.ids[row.first_supervised :]]
     characters = sum(row.characters for row in rows)
 
-    use_padded_attention(model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True, temperature=1.0)
     contexts, written = [record.get("context", "") for record in asked], {}
-    prompts = encoder.prompts([template.asked(record) for record in asked], contexts, context_length(model.config))
-    texts = [[given(record), context] for record, context in zip(asked, contexts, strict=True)]
+    ids = encoder.prompts([template.asked(record) for record in asked], contexts, context_length(model.config))
+    prompts = [
+        Prompt(ids[i], [given(record), context], i)
+        for i, (record, context) in enumerate(zip(asked, contexts, strict=True))
+    ]
     for number in tries:
         writer = Writer(model, encoder, sampling, claims, number, at_once)
         with machine.autocast():
-            answers = writer.write(prompts, texts, list(range(len(asked))))
+            answers = list(writer.write(prompts))
         written[number] = [answer.text for answer in answers]
         if number == 1:
             stopped = sum(answer.stopped for answer in answers[:count]) / count

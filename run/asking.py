@@ -44,7 +44,7 @@ class Need:
     """Bytes that it takes to ask a model."""
 
     weights: int
-    for_each_answer: int  # keys and values of as many tokens as it can have, and its logits
+    for_each_answer: int  # keys and values of as many tokens as it can have, and four copies of its logits
 
     def answers(self, free: float) -> int:
         """How many can be written at once."""
@@ -62,10 +62,8 @@ def need_of(config, parameters: int, itemsize: int, four_bit: bool, tokens: int)
     if four_bit:  # all but embeddings and head
         outside = min(parameters, config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2))
         weights = outside * itemsize + (parameters - outside) * FOUR_BIT
-    # Twice: a cache that grows by concatenation is there in its old length and in its new one. Keys behind rotary
-    # positions stay in fp32.
-    cache = 2 * config.num_hidden_layers * width * (4 + itemsize) * tokens
-    return Need(int(weights), cache + 2 * 4 * config.vocab_size)
+    cache = 2 * config.num_hidden_layers * width * itemsize * tokens
+    return Need(int(weights), cache + 4 * 4 * config.vocab_size)
 
 
 def load_to_ask(
