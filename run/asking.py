@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from model.adapter import adapter_base, is_adapter
 from model.half import cast_norms_once, halve, norms_in_fp32
+from model.linear import use_few_rows
 from model.load import context_length, shape_of, stored_precision
 from run.device import EnvironmentFault, Machine, pick_machine
 from run.folders import read_run
@@ -104,4 +105,5 @@ def load_to_ask(
     halve(model, machine.dtype, trained_too=True)
     norms_in_fp32(model)
     cast_norms_once(model, machine.dtype)
+    use_few_rows(model)
     return model.to(machine.device), encoder, machine, at_once
