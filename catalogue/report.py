@@ -159,6 +159,7 @@ def _load_tokenizer(name: str):
 
 # ---- the page
 
+
 def _page(facts: dict) -> str:
     counts = facts["counts"]
     tiles = [
