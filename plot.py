@@ -1,6 +1,6 @@
 """Curves of several runs in one picture: training and validation loss over steps and over minutes.
 
-python plot.py RUN [RUN ...]           names or paths; writes curves.png
+python plot.py RUN [RUN ...]           names or paths; writes curves.png beside the first
 python plot.py RUN RUN --out both.svg  the ending tells the format: png, svg or pdf
 """
 
@@ -17,11 +17,12 @@ def parse(args: list[str] | None = None):
     parser = Parser(prog="plot.py", usage="python plot.py RUN [RUN ...] [options]", description="Curves of runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="its name in --output_dir, or its path")
     parser.add_argument("--output_dir", type=path, default=Path("checkpoints"), metavar="FOLDER", help="[checkpoints]")
-    parser.add_argument("--out", type=path, default=Path("curves.png"), metavar="FILE", help="[curves.png]")
+    parser.add_argument("--out", type=path, metavar="FILE", help="[curves.png beside the first run]")
     options = parser.parse_args(args)
-    if options.out.suffix.lower() not in FORMATS:
+    if options.out and options.out.suffix.lower() not in FORMATS:
         raise UsageError(f"--out {options.out}: its ending should be one of {', '.join(FORMATS)}.")
     options.runs = list(dict.fromkeys(find_run(name, options.output_dir) for name in options.runs))
+    options.out = options.out or options.runs[0].parent / "curves.png"
     return options
 
 

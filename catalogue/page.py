@@ -26,7 +26,7 @@ background:var(--blue);min-width:2px}td.bar i.out{background:var(--warm)}
 svg text{fill:var(--soft)}svg{display:block;width:100%;height:auto}
 @media(max-width:700px){.tiles{grid-template-columns:1fr 1fr}}
 .curves{display:grid;grid-template-columns:1fr 1fr;gap:24px}.curves h3{margin:0;font-size:15px;font-weight:500}
-.curves svg{font:11px system-ui,sans-serif}.curves path{fill:none;stroke:var(--blue);stroke-width:2}
+.curves svg{font:13px system-ui,sans-serif}.curves path{fill:none;stroke:var(--blue);stroke-width:2}
 .curves .grid{stroke:var(--line);stroke-width:1}.curves circle{fill:var(--blue)}.curves path.out{stroke:var(--warm)}
 .curves circle.out{fill:var(--warm)}.key{color:var(--blue)}.key.out{color:var(--warm)}
 mark{background:var(--miss);color:inherit;border-bottom:2px solid var(--warm)}
@@ -34,6 +34,7 @@ mark{background:var(--miss);color:inherit;border-bottom:2px solid var(--warm)}
 grid-template-columns:repeat(auto-fit,minmax(230px,1fr))}.answers div{border:1px solid var(--line);border-radius:8px;
 padding:10px 12px;font-size:14px;overflow-wrap:anywhere;max-height:320px;overflow-y:auto}
 .answers small{display:block;color:var(--soft)}h1,h3{overflow-wrap:anywhere}.wide{overflow-x:auto}
+.wide td,.wide th{overflow-wrap:break-word}.wide td:nth-child(n+2){min-width:72px}
 @media(max-width:700px){main{padding:24px 12px}section{padding:16px}.curves{grid-template-columns:1fr}}
 """
 

@@ -100,6 +100,7 @@ class MetricLogger:
         self.state, self.plan, self.device, self.stopwatch = state, plan, device, stopwatch
         self.begun_at, self.is_main = state.step, ranks.is_main
         self.file = MetricsFile(run / "metrics.jsonl", resumed_at=state.step) if ranks.is_main else None
+        self.carried = state.supervised.item()  # tokens of the session before, which no lap of this one has timed
         self.show = open_tracker(report_to if ranks.is_main else "none", run)
 
     def progress_bar(self, train_loader: Iterable) -> Iterator:
@@ -128,7 +129,7 @@ class MetricLogger:
             "overflows": state.overflows,  # likewise
             "seconds": seconds,  # of training since the last entry, or since this session began
             "answer_tokens": supervised,  # since the last entry
-            "answer_tokens_per_second": supervised / seconds,
+            "answer_tokens_per_second": (supervised - self.carried) / seconds,
             "data_wait": waited / seconds,  # share of the time in which the loop waited for records
             "eta_seconds": eta_seconds(
                 state.step - self.begun_at, plan.total_steps - self.begun_at, self.stopwatch.total
@@ -150,3 +151,4 @@ class MetricLogger:
             self.show(entry)
             tqdm.write(progress_line(entry, self.plan.total_steps))
         self.state.clear_sums()
+        self.carried = 0

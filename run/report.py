@@ -7,7 +7,7 @@ from pathlib import Path
 
 from catalogue.claims import Claims, marked, repeated
 from catalogue.index import FILE_NAME, Catalogue
-from catalogue.page import as_text, page, section, table_of, tiles_of
+from catalogue.page import as_text, page, row, section, table_of, tiles_of
 from run.files import read_json, write_json
 from run.folders import read_run
 from run.metrics import minutes_of, points_of, read_metrics
@@ -16,7 +16,7 @@ from run.units import clock, short, size
 
 METRICS = "metrics.json"
 HIT = ('<span class="hit">', "</span>")
-WIDTH, HEIGHT, LEFT, BOTTOM = 400, 210, 50, 26  # of a curve, in units of its own
+WIDTH, HEIGHT, LEFT, BOTTOM = 400, 220, 62, 30  # of a curve, in units of its own
 # key, how it is called, its format, and whether more is better
 ROWS = [
     ("loss", "loss, nats per answer token", ".4f", "lower"),
@@ -108,7 +108,7 @@ def _trained(saved: dict, plan: list) -> str:
     lead = "The plan as it was said before the first step of the newest session."
     if not plan:
         lead = "This run has no plan.json, as runs of earlier versions: these are its options."
-    return section("What was trained on what", lead, table_of([[str(cell) for cell in row] for row in rows]))
+    return section("What was trained on what", lead, table_of([[str(cell) for cell in line] for line in rows]))
 
 
 def _curves(log: list[dict]) -> str:
@@ -141,7 +141,7 @@ def curve(title: str, lines: list[tuple[str, list[tuple[int, float]], str]]) -> 
     for value in (low + rise * i / 4 for i in range(5)):
         x, y = place(first, value)
         parts.append(f'<path class="grid" d="M{x:.1f} {y:.1f}H{WIDTH}"/>')
-        parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick(value)}</text>')
     for step in sorted({first, (first + last) // 2, last}):
         x, _ = place(step, low)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{step:,}</text>')
@@ -155,25 +155,32 @@ def curve(title: str, lines: list[tuple[str, list[tuple[int, float]], str]]) -> 
     return f"<div><h3>{as_text(title)}</h3>{keys}{svg}</div>"
 
 
+def tick(value: float) -> str:
+    """A number at an axis, in at most seven characters: 1,234, 0.25, 4.0e-05."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e5 else short(value)
+    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
+
+
 def _memory(log: list[dict]) -> str:
     kinds = [
-        ("before training", "memory_before_training_bytes"),
-        ("planned: training adds at most", "planned_adds_bytes"),
-        ("measured: training added", "training_adds_bytes"),
-        ("measured: peak, all together", "peak_memory_bytes"),
-        ("held by CUDA's allocator, gaps included", "reserved_memory_bytes"),
+        ("before training", "memory_before_training_bytes", ""),
+        ("planned: training adds at most", "planned_adds_bytes", " class=out"),
+        ("measured: training added", "training_adds_bytes", ""),
+        ("measured: peak, all together", "peak_memory_bytes", ""),
+        ("held by CUDA's allocator, gaps included", "reserved_memory_bytes", ""),
     ]
-    rows = [
-        [name, _last(log, key, size)] for name, key in kinds if key != "reserved_memory_bytes" or points_of(log, key)
-    ]
+    counted = [(name, color, points_of(log, key)[-1][1]) for name, key, color in kinds if points_of(log, key)]
+    most = max((count for *_, count in counted), default=0) or 1
+    rows = "".join(row(f"<td>{name}</td>", [size(count)], 100 * count / most, color) for name, color, count in counted)
     lead = "Of the newest session: on a CPU of the whole process, on CUDA of tensors. The plan counts tensors."
-    return section("Memory, planned and measured", lead, table_of(rows))
+    return section("Memory, planned and measured", lead, f"<table>{rows}</table>" if rows else "<p>Not logged.</p>")
 
 
 def _cost(log: list[dict], plan: list) -> str:
     minutes, tokens = minutes_of(log), points_of(log, "answer_tokens")
     count, seconds = sum(value for _, value in tokens), 60 * max(minutes.values(), default=0.0)
-    rows = [["machine", next((str(row[1]) for row in plan if row[0] == "device"), "not logged")]]
+    rows = [["machine", next((str(line[1]) for line in plan if line[0] == "device"), "not logged")]]
     rows.append(["time of training", clock(seconds) if minutes else "not logged"])
     rows.append(["answer tokens learned from", short(count) if len(tokens) == len(log) > 0 else "not logged"])
     rows.append(["waiting for records, last entry", _last(log, "data_wait", "{:.1%} of the time".format)])

@@ -8,7 +8,7 @@ MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 class MissingPackage(RuntimeError):
-    """What `--report_to` names cannot be imported."""
+    """What `--report_to` names cannot be imported, or does not begin."""
 
     exit_code = 3
 
@@ -42,7 +42,10 @@ def open_tracker(name: str, run: Path) -> Callable[[dict], None]:
     elif name == "wandb":
         import wandb
 
-        tracked = wandb.init(project="vitrine", name=run.name, id=run.name, resume="allow", dir=str(run))
+        try:
+            tracked = wandb.init(project="vitrine", name=run.name, id=run.name, resume="allow", dir=str(run))
+        except Exception as error:  # no account, no network; WANDB_MODE=offline needs neither
+            raise MissingPackage(f"wandb does not begin ({error}): WANDB_MODE=offline, or no --report_to.") from None
 
         def show(entry: dict) -> None:
             tracked.log(numbers_of(entry), step=entry["step"])

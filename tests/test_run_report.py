@@ -170,6 +170,15 @@ def test_wandb_gets_the_numbers_of_each_entry(monkeypatch, train, data, gpt2_fol
     assert begun[0]["id"] == "a" and begun[0]["resume"] == "allow"
 
 
+def test_a_wandb_that_does_not_begin_is_a_sentence(monkeypatch, tmp_path):
+    def init(**how):
+        raise RuntimeError("no account")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(MissingPackage, match="no account"):
+        open_tracker("wandb", tmp_path)
+
+
 def test_tensorboard_gets_the_numbers_of_each_entry(monkeypatch, tmp_path):
     shown, folders = [], []
     writer = SimpleNamespace(add_scalar=lambda *what: shown.append(what), flush=lambda: shown.append("flush"))
