@@ -190,7 +190,7 @@ def _cost(log: list[dict], plan: list) -> str:
 
 
 def columns_of(measured: dict) -> dict[str, dict]:
-    """The columns of metrics.json: "before", "after", and the latter with several tries."""
+    """The columns of metrics.json: "before", "after", the latter with several tries, the held-out "catalogue"."""
     return {name: value for name, value in measured.items() if isinstance(value, dict)}
 
 
@@ -209,7 +209,9 @@ def _measured(run: Path, measured: dict) -> str:
         f"{measured.get('records')} records of {measured.get('split')}, which were not trained on. In brackets the "
         "interval of 95 %, by drawing the records again (bootstrap), where it is counted a record at a time. "
     )
-    lead += f"Copied spans were looked for in {looked_at:,} training descriptions." if looked_at else ""
+    if looked_at:
+        lead += f"Copied spans were looked for in {looked_at:,} training descriptions; under catalogue is what the "
+        lead += "held-out descriptions themselves share with these, without any memorising."
     return section("Before and after, and what was memorised", lead, table_of(rows, ["", *columns, "better"]))
 
 
