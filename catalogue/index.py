@@ -37,6 +37,7 @@ _EMPTY_WORDS = """
     ao aos as com como da das de do dos e em eu for me meu minha na nas no nos o os ou para pela pelo por qual quais
     que se sem seu sua tem um uma
 """
+EMPTY_WORDS = frozenset(_EMPTY_WORDS.split())
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -165,7 +166,7 @@ class Catalogue:
 def words_of(question: str) -> list[str]:
     """The words of a question to look for, each once; those that every text has only if there are no others."""
     words = list(dict.fromkeys(_WORD.findall(unicodedata.normalize("NFC", question))))
-    telling = [word for word in words if word.casefold() not in _EMPTY_WORDS.split()]
+    telling = [word for word in words if word.casefold() not in EMPTY_WORDS]
     return (telling or words)[:MAX_WORDS]
 
 

@@ -11,7 +11,7 @@ from conftest import ROOT, script, write_data
 import generate
 from run.cli import UsageError
 
-SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py", "export.py")
+SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py", "export.py", "plot.py")
 
 
 @pytest.fixture
