@@ -5,8 +5,9 @@
     python evaluate.py --compare Qwen/Qwen2.5-0.5B TinyLlama/TinyLlama_v1.1 google-bert/bert-base-cased --lora
 
 Both models are loaded from the disk, one after the other, and get the same records, the same prompts and the same
-greedy decoding. The table is printed and saved in the run's folder, as metrics.json and evaluation.md. `--compare` puts
-bases side by side: as they come, and after the same few steps of train.py, each in a process of its own.
+greedy decoding. The table is printed and saved in the run's folder, as metrics.json, evaluation.md and report.html.
+`--compare` puts bases side by side: as they come, and after the same few steps of train.py, each in a process of its
+own.
 """
 
 from pathlib import Path
@@ -71,52 +72,32 @@ from sacrebleu import corpus_chrf
 from catalogue.claims import Claims, marked
 from catalogue.index import FILE_NAME, Catalogue
 from catalogue.inventions import KnownFacts
-from model.attention import use_flat_attention, use_padded_attention
+from model.attention import use_flat_attention
 from model.load import context_length
 from model.loss import mean_loss
 from model.sample import Sampling
 from run.asking import load_to_ask, machine_for
-from run.candidates import Writer
+from run.candidates import Prompt, Writer
 from run.config import TrainConfig, from_json
 from run.data import open_split
 from run.device import Machine
 from run.files import write_json
 from run.micro_batch import with_less_when_full
+from run.report import METRICS, ROWS, cell_of, write_report
 from text.answer import shortened
 from text.batch import Row, flat_batches
+from text.copied import longest_copied
 from text.metrics import bootstrap, distinct_n, fact_rates, load_facts, repetition_rate
 from text.question import held_out_questions
-from text.stream import Record, given
+from text.stream import Record, RecordFile, given
 from text.template import Template, load_template
 
 TRAIN = Path(__file__).parent / "train.py"
 SHOWN_CHARS = 240  # of an answer in a table
 TOKENS_AT_ONCE = 4096  # for the loss, without gradients
+MOST_TRAINING = 500_000  # records in which copied spans are looked for: 14,000 took 0.2 s
+SAMPLES = 12  # in the report
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
-# key, how it is called, its format, and whether more is better
-ROWS = [
-    ("loss", "loss, nats per answer token", ".4f", "lower"),
-    ("question_loss", "the same, asked by a question in a form never trained on", ".4f", "lower"),
-    ("perplexity", "perplexity", ".1f", "lower"),
-    ("bits_per_character", "bits per character", ".3f", "lower"),
-    ("chrf", "chrF", ".1f", "higher"),
-    ("distinct_2", "distinct-2", ".3f", "higher"),
-    ("repetition_rate", "repeated 4-grams", ".1%", "lower"),
-    ("stopped", "stopped by itself", ".1%", "higher"),
-    ("fact_rate", "facts of title and attributes repeated", ".1%", "higher"),
-    ("cut_down", "the same, titles cut down to their kind, the rest given as attributes", ".1%", "higher"),
-    ("unseen_brand_rate", "brands never trained on repeated", ".1%", "higher"),
-    ("unsupported", "answers that state what nothing supports, by the catalogue", ".1%", "lower"),
-    ("inventions", "the same, by the known facts", ".1%", "lower"),
-    ("inventions_short", "the same, titles cut down to kind, to kind and colour, without brand", ".1%", "lower"),
-    ("grounded", "--grounded: facts of the text repeated, titles cut down to their kind", ".1%", "higher"),
-    (
-        "misled",
-        "--grounded: answers that state what the title does not, behind a text about another product",
-        ".1%",
-        "lower",
-    ),
-]
 
 # of --compare
 COMPARED = [
@@ -161,10 +142,15 @@ def main(options) -> int:
             to_others = {way: list(itertools.islice(texts, len(some))) for way, some in others.items()}
             results[name] |= invention_rates(records, answers[name], others, to_others, known, claims)
 
+    # Descriptions of one catalogue share sentences: what the held-out ones share tells how much is no memorising.
+    results["catalogue"] = {}
+    count_copied(results, answers | {"catalogue": [r["content"] for r in records]}, open_split(data, "train"))
     report = markdown(results, records, answers, options.split, claims)
-    write_json(run / "metrics.json", {"split": options.split, "records": len(records), **results})
+    head = {"split": options.split, "records": len(records), "device": machine.name}
+    write_json(run / METRICS, head | results | {"samples": some_of(records, answers)})
     (run / "evaluation.md").write_text(report, encoding="utf-8")
-    print("\n" + report + f"\nSaved {run / 'metrics.json'} and {run / 'evaluation.md'}.")
+    page = write_report(run, data)
+    print("\n" + report + f"\nSaved {run / METRICS}, {run / 'evaluation.md'} and {page}.")
     return 0
 
 
@@ -204,15 +190,17 @@ def measure(
     supervised = [token for row in rows for token in row.ids[row.first_supervised :]]
     characters = sum(row.characters for row in rows)
 
-    use_padded_attention(model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens, greedy=True, temperature=1.0)
     contexts, written = [record.get("context", "") for record in asked], {}
-    prompts = encoder.prompts([template.asked(record) for record in asked], contexts, context_length(model.config))
-    texts = [[given(record), context] for record, context in zip(asked, contexts, strict=True)]
+    ids = encoder.prompts([template.asked(record) for record in asked], contexts, context_length(model.config))
+    prompts = [
+        Prompt(ids[i], [given(record), context], i)
+        for i, (record, context) in enumerate(zip(asked, contexts, strict=True))
+    ]
     for number in tries:
         writer = Writer(model, encoder, sampling, claims, number, at_once)
         with machine.autocast():
-            answers = writer.write(prompts, texts, list(range(len(asked))))
+            answers = list(writer.write(prompts))
         written[number] = [answer.text for answer in answers]
         if number == 1:
             stopped = sum(answer.stopped for answer in answers[:count]) / count
@@ -314,6 +302,32 @@ def invention_rates(
     return rates | {f"{name}_interval": bootstrap(values) for name, values in counted.items() if values}
 
 
+def count_copied(results: dict[str, dict], answers: dict[str, list[str]], train: RecordFile) -> None:
+    """Add to `results` what the answers copy from at most MOST_TRAINING records of `train`, spread evenly."""
+    stride = math.ceil(len(train) / MOST_TRAINING)
+    contents = (train[i]["content"] for i in range(0, len(train), stride))
+    lengths = iter(longest_copied(list(itertools.chain.from_iterable(answers.values())), contents))
+    for column, texts in answers.items():
+        copied = list(itertools.islice(lengths, len(texts)))
+        whole = [bool(text.split()) and words == len(text.split()) for words, text in zip(copied, texts, strict=True)]
+        results[column] |= {
+            "copied_words": sum(copied) / len(copied),
+            "copied_words_interval": bootstrap(copied),
+            "copied_most": max(copied),
+            "verbatim": sum(whole) / len(whole),
+            "verbatim_interval": bootstrap(whole),
+            "copied_from": len(range(0, len(train), stride)),
+        }
+
+
+def some_of(records: list[Record], answers: dict[str, list[str]]) -> list[dict]:
+    """SAMPLES of the records, spread evenly, with the answers to each: for the report."""
+    count = min(SAMPLES, len(records))
+    chosen = [len(records) * i // count for i in range(count)]
+    own = ({"catalogue": records[i]["content"]} | {column: answers[column][i] for column in answers} for i in chosen)
+    return [{"given": given(records[i]), "texts": texts} for i, texts in zip(chosen, own, strict=True)]
+
+
 def markdown(
     results: dict[str, dict], records: list[Record], answers: dict[str, list[str]], split: str, claims: Claims | None
 ) -> str:
@@ -327,6 +341,7 @@ def markdown(
     if "fact_titles" in results["after"]:
         known, brands = results["after"]["fact_titles"], results["after"]["unseen_brands"]
         lines += ["", f"Facts are known of {known} of the titles; {brands} of their brands stand in no training title."]
+    columns = list(answers)
     lines += ["", "| title | " + " | ".join(columns) + " | catalogue |", "|---" * (len(columns) + 2) + "|"]
     for i in range(min(5, len(records))):
         texts = [shortened(answers[column][i], SHOWN_CHARS) for column in columns]
@@ -334,14 +349,6 @@ def markdown(
         written = [marked(text, its, escaped) for text, its in zip(texts, marks, strict=True)]
         lines.append(f"| {' | '.join([table_cell(given(records[i])), *written, table_cell(records[i]['content'])])} |")
     return "\n".join(lines) + "\n"
-
-
-def cell_of(numbers: dict, key: str, form: str) -> str:
-    """A number, and the interval in which it lies with 95 % where that is known."""
-    if key not in numbers:
-        return ""
-    low, high = numbers.get(f"{key}_interval", (None, None))
-    return format(numbers[key], form) + (f" ({low:{form}} to {high:{form}})" if low is not None else "")
 
 
 def table_cell(text: str) -> str:

@@ -27,6 +27,7 @@ from run.loading import add_lora, load_for_training, use_flat_batches
 from run.log import MetricLogger, Stopwatch
 from run.micro_batch import MicroBatcher
 from run.plan import make_plan, measure_memory
+from run.report import end_report
 from run.session import open_session
 from run.shard import parallelize
 from run.stop import StopRequest
@@ -78,7 +79,7 @@ def main(command: Command) -> int:
     state = checkpoints.restore(plan)  # last: a number drawn at random after it would make a resumed run another one
     micro_batcher = MicroBatcher(state, optimizer, machine.device, ranks)
     guard = NonFiniteGuard(state, optimizer, scaler, session.folder, config.max_skipped_steps)
-    metrics = MetricLogger(state, plan, session.folder, machine.device, stopwatch, ranks)
+    metrics = MetricLogger(state, plan, session.folder, machine.device, stopwatch, ranks, config.report_to)
     train_loader = make_train_loader(session, data, encoder, state, plan.total_steps)
     stop = StopRequest()  # Ctrl-C from here on: the step is finished and everything saved
     print(f"\nTraining into {session.folder}. Ctrl-C saves and stops.")
@@ -130,6 +131,7 @@ def main(command: Command) -> int:
     after = samples.answers()
     checkpoints.save_final()
     print(f"\nSaved {session.folder / 'final'}.{samples.before_and_after(after)}")
+    print(f"Look at it:    {end_report(session, after)}")  # curves, memory, samples: a page of its own
     print("Ask for more:  python generate.py\nMeasure it:    python evaluate.py")
     return 0
 

@@ -24,7 +24,7 @@ from evaluate import EXAMPLE_FACTS
 from model.load import context_length
 from model.sample import Sampling
 from run.asking import load_to_ask, machine_for
-from run.candidates import Writer
+from run.candidates import Prompt, Writer
 from run.cli import run_script
 from run.data import open_split
 from run.folders import base_model_of, find_run, read_run, weights_of
@@ -53,18 +53,18 @@ def main() -> None:
 
     template, machine = load_template(weights_of(run)), machine_for(run, "auto", base_model_of(run))
     model, encoder, machine, at_once = load_to_ask(weights_of(run), template, machine, answers=32)
-    prompts = encoder.prompts([template.asked(record) for record in asked])
+    ids = encoder.prompts([template.asked(record) for record in asked])
+    prompts = [Prompt(ids[i], [given(record)], i) for i, record in enumerate(asked)]
     writer = Writer(model, encoder, Sampling(greedy=True), None, 1, at_once)
     with machine.autocast():
-        written = writer.write(prompts, [[given(record)] for record in asked], list(range(len(asked))))
-    answers = [answer.text for answer in written]
+        answers = [answer.text for answer in writer.write(prompts)]
     print(f"{len(records)} held-out titles and {len(asked) - len(records)} short ones, greedy answers of {run}\n")
     for name, part in (("full titles", slice(0, len(records))), ("short ones", slice(len(records), None))):
         detector(name, asked[part], answers[part], known, claims)
     alarms = [bool(claims.unsupported(record["content"], [given(record)])) for record in records]
     print(f"false alarms on their own descriptions: {sum(alarms)} of {len(alarms)}\n")
 
-    forbidden = forbidding(model, encoder, prompts[: len(records)], records, claims, data)
+    forbidden = forbidding(model, encoder, ids[: len(records)], records, claims, data)
     for name, texts in (("greedy", answers[: len(records)]), ("greedy, forbidding", forbidden)):
         said = known.facts_said(records, texts)
         invented = [bool(known.inventions(record, text)) for record, text in zip(records, texts, strict=True)]
@@ -147,6 +147,7 @@ def forbidding(model, encoder, prompts: list[list[int]], records: list[dict], cl
                 scores[i, ban] = float("-inf")
             return scores
 
+    model.set_attn_implementation("sdpa")
     texts, end = [], encoder.end_token
     tokenizer.padding_side, tokenizer.pad_token_id = "left", end
     for first in range(0, len(prompts), 50):

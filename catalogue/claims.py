@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from catalogue.fields import unaccented
-from catalogue.index import Catalogue
+from catalogue.index import EMPTY_WORDS, Catalogue
 
 # Of the descriptions that hold a word, the share whose titles hold it too from which on it is a claim.
 CLAIM = 0.95
@@ -169,11 +169,27 @@ def forms_of(word: str) -> list[str]:
     return sorted({word, *(word[: len(word) - len(longest)] + ending for ending in ENDINGS)})
 
 
-def marked(text: str, claims: Iterable[Claim], escaped: Callable[[str], str]) -> str:
-    """`text`, `escaped` for the page that it goes on, with each of `claims` within <mark> and </mark>."""
+def repeated(title: str, answer: str) -> list[Claim]:
+    """What `answer` says that `title` does: its quantities, and its words but articles and prepositions."""
+    support, found = support_of([title]), []
+    for match in TOKEN.finditer(answer):
+        if match["number"]:
+            said = support.has_quantity(quantity_of(match))
+        else:
+            word = folded(match["word"])
+            said = len(word) >= SHORTEST and word not in EMPTY_WORDS and support.has_word(word)
+        if said:
+            found.append(Claim(match[0], match.start()))
+    return found
+
+
+def marked(
+    text: str, claims: Iterable[Claim], escaped: Callable[[str], str], tags: tuple[str, str] = ("<mark>", "</mark>")
+) -> str:
+    """`text`, `escaped` for the page that it goes on, with each of `claims` within `tags`. They do not overlap."""
     parts, done = [], 0
     for claim in claims:
         end = claim.start + len(claim.text)
-        parts += [escaped(text[done : claim.start]), "<mark>", escaped(text[claim.start : end]), "</mark>"]
+        parts += [escaped(text[done : claim.start]), tags[0], escaped(text[claim.start : end]), tags[1]]
         done = end
     return "".join([*parts, escaped(text[done:])])

@@ -3,7 +3,6 @@
 Counts are exact. Lengths and languages are measured on at most SAMPLE records, spread evenly.
 """
 
-import html
 import io
 import json
 import math
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from catalogue.duplicates import digest
-from catalogue.fields import printable
+from catalogue.page import COLOURS, as_text, bars, page, row, section, tiles_of
 from catalogue.prepare import Counts
 from text.errors import DataError
 from text.template import QA
@@ -160,24 +159,6 @@ def _load_tokenizer(name: str):
 
 # ---- the page
 
-_STYLE = """
-:root{--ink:#1d2733;--soft:#66727f;--line:#e3e8ed;--paper:#fff;--blue:#2f6db5;--warm:#d9822b}
-*{box-sizing:border-box}body{margin:0;background:#f4f6f8;color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{max-width:960px;margin:0 auto;padding:40px 24px}h1{margin:0 0 4px;font-size:30px;letter-spacing:-.02em}
-h2{margin:0 0 8px;font-size:19px}p{margin:0 0 12px;color:var(--soft)}
-section{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:24px;margin:20px 0}
-.tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:16px;margin:24px 0}
-.tiles div{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:16px 20px}
-.tiles b{display:block;font-size:26px;letter-spacing:-.02em}.tiles span{color:var(--soft);font-size:14px}
-table{border-collapse:collapse;width:100%;font-size:15px}td,th{padding:6px 8px;border-bottom:1px solid var(--line);
-text-align:left;vertical-align:top;overflow-wrap:anywhere}th{color:var(--soft);font-weight:500}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;width:1%}td.in{padding-left:28px}
-td.bar{width:38%;min-width:90px}td.bar i{display:block;height:10px;margin-top:7px;border-radius:5px;
-background:var(--blue);min-width:2px}td.bar i.out{background:var(--warm)}
-.pairs td{width:50%;font-size:14px}.pairs .raw{font-family:ui-monospace,monospace;font-size:12.5px;color:var(--soft)}
-svg{display:block;width:100%;height:auto}@media(max-width:700px){.tiles{grid-template-columns:1fr 1fr}}
-"""
-
 
 def _page(facts: dict) -> str:
     counts = facts["counts"]
@@ -189,31 +170,23 @@ def _page(facts: dict) -> str:
     ]
     body = [
         "<h1>What is in this data</h1>",
-        f"<p>Inputs: {_html(', '.join(facts['inputs']))}</p>",
-        '<div class="tiles">' + "".join(f"<div><b>{n}</b><span>{name}</span></div>" for n, name in tiles) + "</div>",
-        _section("Where the lines went", "Every line read was kept or left out, for one reason.", _count_table(counts)),
-        _section("Lengths", facts["about_lengths"], _histogram(facts["lengths"])),
-        _section("Languages", "By their most frequent words, in the same sample.", _bars(facts["languages"])),
+        f"<p>Inputs: {as_text(', '.join(facts['inputs']))}</p>",
+        tiles_of(tiles),
+        section("Where the lines went", "Every line read was kept or left out, for one reason.", _count_table(counts)),
+        section("Lengths", facts["about_lengths"], _histogram(facts["lengths"])),
+        section("Languages", "By their most frequent words, in the same sample.", bars(facts["languages"])),
     ]
     if facts["titles"]:
-        body.append(_section("Most frequent titles", "Capitals aside.", _bars(facts["titles"])))
+        body.append(section("Most frequent titles", "Capitals aside.", bars(facts["titles"])))
     if facts["examples"]:
         rows = "".join(
-            f'<tr><td class="raw">{_html(raw_title)}<br><br>{_html(raw_content)}</td>'
-            f"<td><b>{_html(title)}</b><br><br>{_html(content)}</td></tr>"
+            f'<tr><td class="raw">{as_text(raw_title)}<br><br>{as_text(raw_content)}</td>'
+            f"<td><b>{as_text(title)}</b><br><br>{as_text(content)}</td></tr>"
             for (raw_title, raw_content), (title, content) in facts["examples"]
         )
         table = f'<table class="pairs"><tr><th>as it came</th><th>as it will be learned</th></tr>{rows}</table>'
-        body.append(_section("Before and after cleaning", "Drawn evenly from the records that changed.", table))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>What is in this data</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
-    )
-
-
-def _section(title: str, lead: str, content: str) -> str:
-    return f"<section><h2>{title}</h2><p>{_html(lead)}</p>{content}</section>"
+        body.append(section("Before and after cleaning", "Drawn evenly from the records that changed.", table))
+    return page("What is in this data", body)
 
 
 def _count_table(counts: Counts) -> str:
@@ -221,24 +194,8 @@ def _count_table(counts: Counts) -> str:
     for name, count, share in counts.rows():
         color = " class=out" if name == "left out" else color  # from here on
         cell = f'<td class="in">{name.strip()}</td>' if name.startswith(" ") else f"<td><b>{name}</b></td>"
-        rows += _row(cell, [f"{count:,}", f"{share:.1%}"], 100 * share, color)
+        rows += row(cell, [f"{count:,}", f"{share:.1%}"], 100 * share, color)
     return f"<table>{rows}</table>"
-
-
-def _bars(counted: list[tuple[str, int]]) -> str:
-    most = max(count for _, count in counted)
-    rows = (_row(f"<td>{_html(name)}</td>", [f"{count:,}"], 100 * count / most) for name, count in counted)
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _row(cell: str, numbers: list[str], percent: float, color: str = "") -> str:
-    numbers = "".join(f'<td class="n">{number}</td>' for number in numbers)
-    return f'<tr>{cell}{numbers}<td class="bar"><i{color} style="width:{percent:.2f}%"></i></td></tr>'
-
-
-def _html(text: str) -> str:
-    """Text as it is: nothing of it is markup or a control; a lone surrogate, which UTF-8 cannot hold, is escaped."""
-    return html.escape("".join(mark if mark.isprintable() else " " for mark in printable(text)))
 
 
 def _histogram(lengths: np.ndarray) -> str:
@@ -265,4 +222,6 @@ def _histogram(lengths: np.ndarray) -> str:
         image = io.StringIO()
         figure.savefig(image, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<metadata>.*?</metadata>", "", image.getvalue(), flags=re.DOTALL)
+    for colour, name in COLOURS.items():  # so that it follows the page from light to dark
+        svg = svg.replace(colour, f"var(--{name})")
     return re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg[svg.index("<svg ") :], count=1)

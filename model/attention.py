@@ -81,8 +81,3 @@ AttentionInterface.register("flat", flat_attention)
 def use_flat_attention(model: PreTrainedModel) -> None:
     """From here on `model.base_model(..., segments=...)` takes flat batches."""
     model.set_attn_implementation("flat")
-
-
-def use_padded_attention(model: PreTrainedModel) -> None:
-    """Back to `(batch, length)` inputs with a key-value cache: for generation."""
-    model.set_attn_implementation("sdpa")

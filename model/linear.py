@@ -1,8 +1,11 @@
-"""Matrix products on the CPU as convolutions with a 1 x 1 kernel: the same numbers in fp32, through another library.
+"""Matrix products on a CPU that Intel did not make, where MKL, to which torch hands them, is slow. In fp32.
 
-torch hands products of matrices to MKL, which on a processor that Intel did not make leaves AVX-512 aside, and
-convolutions to oneDNN, which uses it: twice the FLOP/s on a Zen 5. So where that is the case, the linear layers of a
-model and the head in the loss compute their three products, forward and backward, as convolutions over the tokens.
+Of many rows, in training: MKL leaves AVX-512 aside, and oneDNN, to which convolutions go, uses it: twice the FLOP/s on
+a Zen 5. So the linear layers of a model and the head in the loss compute their three products, forward and backward, as
+convolutions with a 1 x 1 kernel over the tokens.
+
+Of a few rows, when answers are written: the same product from the other side, W x' instead of x W', reads the weights
+at twice the speed, for two columns as for one. Its W must lie row by row, which those of a Conv1D do not.
 """
 
 import os
@@ -21,15 +24,22 @@ FEWEST_ROWS = 256  # below, oneDNN has too little to share out among the threads
 # Of a matrix; below, the kernel that oneDNN compiles for each new shape costs what it saves. Those kernels, half a
 # megabyte each, also come to lie among blocks that a step frees, which then no longer join: the process grows.
 FEWEST_WEIGHTS = 2**19
+FEW_ROWS = 32  # up to so many the product from the other side is faster
 SUMMED_ROWS = 16  # its kernel for a product that sums over the rows is four times slower when they are no multiple
 
 
 @cache
-def onednn_is_faster() -> bool:
-    """On an AMD processor with AVX-512. Told by its name and not by a stopwatch: a resumed run must get the same."""
+def is_amd() -> bool:
+    """Told by its name and not by a stopwatch: a resumed run must get the same."""
     vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else platform.processor()
+    return "AuthenticAMD" in vendor
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """On an AMD processor with AVX-512."""
     has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "AuthenticAMD" in vendor and has_avx512 and torch.backends.mkldnn.is_available()
+    return is_amd() and has_avx512 and torch.backends.mkldnn.is_available()
 
 
 def by_onednn(a: Tensor, columns: int) -> bool:
@@ -116,3 +126,40 @@ def use_onednn(model: nn.Module) -> None:
             module.__class__ = OneDnnLinear
         elif type(module) is Conv1D:
             module.__class__ = OneDnnConv1D
+
+
+def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """`x` (..., in) times the transpose of `weight` (out, in), plus `bias`, from the other side; None where that is not
+    the faster way."""
+    rows = x.reshape(-1, x.shape[-1])
+    fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    if len(rows) > FEW_ROWS or x.device.type != "cpu" or not fp32:
+        return None
+    columns = rows.expand(max(2, len(rows)), -1).contiguous().T  # one alone would be MKL's product with a vector
+    y = torch.mm(weight, columns)[:, : len(rows)].T
+    return (y.contiguous() if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+
+class FewRowsLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        y = few_rows(x, self.weight, self.bias)
+        return super().forward(x) if y is None else y
+
+
+class FewRowsConv1D(Conv1D):
+    def forward(self, x: Tensor) -> Tensor:
+        y = few_rows(x, self.weight.T, self.bias)
+        return super().forward(x) if y is None else y
+
+
+def use_few_rows(model: nn.Module) -> None:
+    """For a model that writes answers: its layers compute the products of a few rows by `few_rows`, if that is faster
+    here. Names, shapes and what is saved stay as they are; the weights of a Conv1D are laid out the other way round."""
+    if not is_amd():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = FewRowsLinear
+        elif type(module) is Conv1D:
+            module.__class__ = FewRowsConv1D
+            module.weight.data = module.weight.data.T.contiguous().T

@@ -25,7 +25,7 @@ def plain_loss(model: PreTrainedModel, batch) -> Tensor:
     """What `summed_loss` computes, as it is usually written: one record after the other, with all their logits.
 
     Takes the same `batch`, and returns the same sum of -ln p(token) over the supervised tokens, (), fp64, in nats.
-    Expects a model whose attention is the ordinary one ("sdpa"), as it is loaded and after `use_padded_attention`.
+    Expects a model whose attention is the ordinary one ("sdpa"), as it is loaded.
     """
     labels = torch.full_like(batch.ids, -100)  # (T,): for each place the token to predict; -100: not supervised
     labels[batch.rows] = batch.targets

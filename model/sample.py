@@ -1,7 +1,8 @@
-"""Generation: one token at a time with a key-value cache, by hand.
+"""Generation by hand: answers are written a token at a time, many at once, over keys and values that are kept.
 
-Each answer has a random stream of its own, keyed by (seed, its number), so it does not depend on which other prompts
-happened to share its batch.
+A batch has a fixed number of rows. Whenever an answer ends, its row takes the next prompt that waits, so the batch
+stays full to the end of a file. Each answer has a random stream of its own, keyed by (seed, its number), and begins in
+column 0 of its row, so it does not depend on which others happened to share its batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from model.keys_values import KeysValues, use_keys_values
 from model.load import context_length
+
+FEW = 256  # of the likeliest tokens: as a rule what is drawn is among them
 
 
 @dataclass(frozen=True)
@@ -28,140 +32,180 @@ class Sampling:
     seed: int = 42
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
-    ids: list[int]  # without the end token
-    stopped: bool  # by the end token or the stop rule, not by the length
+    """An answer, whole or so far."""
+
+    prompt: list[int] = field(compare=False)
+    number: int = field(compare=False)  # decides what is drawn
+    greedy: bool = field(default=False, compare=False)  # the likeliest tokens, whatever `Sampling` says
+    ids: list[int] = field(default_factory=list)  # without the end token
+    stopped: bool = False  # by the end token or the stop rule, not by the length
     # Of its tokens, the end token among them, given the prompt; nats, by the unaltered logits. Its last digits are not
     # the same in every batch.
     log_p: float = field(default=0.0, compare=False)
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     prompts: list[list[int]],
     end_token: int,
     sampling: Sampling,
-    batch_size: int = 32,
+    rows: int = 32,
     stop_rule: Callable[[list[int]], bool] | None = None,
-    numbers: list[int] | None = None,
-    greedy: list[bool] | None = None,
 ) -> list[Answer]:
-    """One `Answer` for each prompt, in order. `stop_rule` may end an answer by what has been written of it.
-
-    `numbers`: of the answers, where these prompts are a part of more; by default from 0. `greedy`: which of them take
-    the likeliest token whatever `sampling` says; by default none.
-    """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths share a batch: less padding
-    answers: list[Answer | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        streams, log_p = [numbers[i] for i in chosen] if numbers else chosen, [0.0] * len(chosen)
-        rows = [prompts[i] for i in chosen]
-        likeliest = [greedy[i] for i in chosen] if greedy else None
-        steps = list(tokens_of(model, rows, end_token, sampling, streams, stop_rule, likeliest, log_p))
-        for row, i in enumerate(chosen):
-            ids = [tokens[row] for tokens in steps if tokens[row] is not None]
-            stopped = ids[-1:] == [end_token]
-            ruled = not stopped and stop_rule is not None and stop_rule(ids)
-            answers[i] = Answer(ids[:-1] if stopped else ids, stopped or ruled, log_p[row])
+    """An answer to each prompt, in order; `rows` are written at once, `stop_rule` may end one by its tokens so far."""
+    answers = [Answer(prompt, number) for number, prompt in enumerate(prompts)]
+    waiting, rows = iter(answers), max(1, min(rows, len(prompts)))
+    for _ in write(model, lambda: next(waiting, None), end_token, sampling, rows, stop_rule):
+        pass
     return answers
 
 
 @torch.no_grad()
-def tokens_of(
+def write(
     model: PreTrainedModel,
-    prompts: list[list[int]],
+    next_answer: Callable[[], Answer | None],
     end_token: int,
     sampling: Sampling,
-    numbers: list[int],
+    rows: int,
     stop_rule: Callable[[list[int]], bool] | None = None,
-    greedy: list[bool] | None = None,
-    log_p: list[float] | None = None,
-) -> Iterator[list[int | None]]:
-    """For each step the next token of every prompt, the end token included; None for those that have ended. To `log_p`,
-    if it is given, those of the tokens are added.
+) -> Iterator[list[tuple[Answer, bool]]]:
+    """Write answers, `rows` at once. Yields after each token those that are in work, and which of them are finished.
 
-    Prompts are padded on the left, so that all of them end, and go on, in the same column. An answer also ends where
-    the model's context does; a prompt that fills the context by itself has none.
+    `next_answer` is asked whenever a row is free: for an empty answer, or None where none waits just now. An answer
+    also ends where the model's context does; a prompt that fills the context by itself has none. Leaves the attention
+    of the model in its way (`use_flat_attention` for the other one).
     """
-    device, longest, context = model.device, max(map(len, prompts)), context_length(model.config)
-    ids = torch.tensor([[end_token] * (longest - len(p)) + p for p in prompts], device=device)  # (n, L)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    streams = [torch.Generator().manual_seed((sampling.seed * 1_000_003 + number) % 2**63) for number in numbers]
-    written: list[list[int]] = [[] for _ in prompts]
-    ended = [len(prompt) >= context for prompt in prompts]
-    cache = None
-    for _ in range(sampling.max_new_tokens):
-        if all(ended):
+    use_keys_values(model)
+    device, context = model.device, context_length(model.config)
+    keys_values = KeysValues(rows, device)
+    places: list[Answer | None] = [None] * rows
+    holds: list[list[int]] = [[] for _ in range(rows)]  # the prompt that was last read into a row
+    token, position = [end_token] * rows, [0] * rows  # what each row reads next, and where
+    uniform = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64)
+    history = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.long, device=device)
+    every_row, greedy = torch.arange(rows, device=device), [False] * rows
+    while True:
+        done = []
+        for row in range(rows):
+            while places[row] is None and (answer := next_answer()):
+                if len(answer.prompt) >= context or not sampling.max_new_tokens:
+                    done.append((answer, True))
+                    continue
+                read_prompt(model, keys_values, row, answer.prompt, sampling.max_new_tokens, holds)
+                # The last token of the prompt is read by the step that all rows take together.
+                token[row], position[row] = answer.prompt[-1], len(answer.prompt) - 1
+                places[row], greedy[row] = answer, answer.greedy
+                stream = torch.Generator().manual_seed((sampling.seed * 1_000_003 + answer.number) % 2**63)
+                torch.rand(sampling.max_new_tokens, generator=stream, dtype=torch.float64, out=uniform[row])
+        in_work = [row for row in range(rows) if places[row]]
+        if not in_work:
+            if done:
+                yield done
             return
-        positions = (mask.cumsum(dim=1) - 1).clamp(0, context - 1)[:, -ids.shape[1] :]
+        now = torch.tensor([position, token, [len(place.ids) if place else 0 for place in places]]).to(device)
+        keys_values.step(now[0], max(position[row] for row in in_work))
         output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True, logits_to_keep=1
+            input_ids=now[1][:, None], position_ids=now[0][:, None], use_cache=False, keys_values=keys_values
         )
-        cache = output.cache
-        # Every stream moves on at every step, so that it does not matter when the others end.
-        uniform = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
-        logits = output.logits[:, -1].float()  # (n, V)
-        tokens = next_tokens(logits, written, sampling, uniform, greedy)
-        chosen = tokens.tolist()
-        if log_p is not None:
-            for row, value in enumerate(logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist()):
-                log_p[row] += 0.0 if ended[row] else value
-        yield [None if end else token for token, end in zip(chosen, ended, strict=True)]
-        for row, token in enumerate(chosen):
-            if not ended[row]:
-                written[row].append(token)
-                full = len(prompts[row]) + len(written[row]) >= context
-                ended[row] = token == end_token or full or (stop_rule is not None and stop_rule(written[row]))
-        ids = torch.tensor(chosen, device=device)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        logits, count = output.logits[:, -1].float(), now[2]  # (rows, V)
+        chance = uniform.gather(1, count.cpu()[:, None])[:, 0]
+        drawn = next_tokens(logits, history, count, sampling, chance, torch.tensor(greedy).to(device))
+        history[every_row, count] = drawn
+        log_p = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
+        chosen = drawn.tolist()
+        for row in in_work:
+            answer, new = places[row], chosen[row]
+            answer.log_p += log_p[row]
+            token[row], position[row] = new, position[row] + 1
+            answer.stopped = new == end_token
+            if not answer.stopped:
+                answer.ids.append(new)
+                answer.stopped = stop_rule is not None and stop_rule(answer.ids)
+            full = position[row] + 1 >= context or len(answer.ids) >= sampling.max_new_tokens
+            done.append((answer, answer.stopped or full))
+            if answer.stopped or full:  # the row stays at its last column, behind a prompt that others may copy
+                places[row] = None
+        yield done
+
+
+def read_prompt(
+    model: PreTrainedModel, keys_values: KeysValues, row: int, prompt: list[int], more: int, holds: list[list[int]]
+) -> None:
+    """All of a prompt but its last token into `row`, by itself, so that its numbers are the same in any batch; from
+    another row where it stands already. Its answer has up to `more` tokens."""
+    length = len(prompt) - 1
+    columns = min(len(prompt) + more, context_length(model.config))
+    keys_values.read(row, columns)
+    if prompt in holds:
+        keys_values.copy(holds.index(prompt), row, length)
+    elif length:
+        ids = torch.tensor([prompt[:-1]], device=model.device)
+        positions = torch.arange(length, device=model.device)[None]
+        model.base_model(input_ids=ids, position_ids=positions, use_cache=False, keys_values=keys_values)
+    holds[row] = prompt
 
 
 def next_tokens(
-    logits: Tensor, written: list[list[int]], sampling: Sampling, uniform: Tensor, greedy: list[bool] | None = None
+    logits: Tensor, history: Tensor, count: Tensor, sampling: Sampling, uniform: Tensor, greedy: Tensor | None = None
 ) -> Tensor:
-    """`logits` (n, V), the tokens `written` so far, `uniform` (n,) in [0, 1), which are `greedy` -> next tokens (n,).
+    """`logits` (n, V); `history` (n, L), of which the first `count` (n,) tokens are written; `uniform` (n,) in [0, 1);
+    which are `greedy` (n,) bool -> next tokens (n,).
 
     Temperature, then top-k, then top-p, as transformers orders them. The two repetition rules look at the answer
     only: a word of the title must be free to appear in its description.
     """
-    logits = penalised(logits, written, sampling)
-    if sampling.greedy:
+    logits = penalised(logits, history, count, sampling)
+    if sampling.greedy or (greedy is not None and bool(greedy.all())):
         return logits.argmax(dim=-1)
-    k = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
-    values, tokens = (logits / sampling.temperature).topk(k)  # (n, k), largest first
-    p = values.double().softmax(dim=-1)
-    before = p.cumsum(dim=-1) - p  # probability of all likelier tokens
-    if 0 < sampling.top_p < 1:
-        p = p.masked_fill(before >= sampling.top_p, 0.0)
+    logits, vocabulary = logits / sampling.temperature, logits.shape[-1]
+    k = min(sampling.top_k or vocabulary, vocabulary)
+    few = min(k, FEW)
+    drawn, found = inverse(logits, few, k, sampling.top_p, uniform)
+    if not found:  # a flat distribution: only then is the whole vocabulary sorted
+        drawn, _ = inverse(logits, k, k, sampling.top_p, uniform)
+    return drawn if greedy is None else torch.where(greedy, logits.argmax(dim=-1), drawn)
+
+
+def inverse(logits: Tensor, few: int, k: int, top_p: float, uniform: Tensor) -> tuple[Tensor, bool]:
+    """The inverse of the distribution function at `uniform`, likelier tokens first, by the `few` likeliest of the `k`
+    that may be drawn; and whether these were enough."""
+    values, tokens = logits.topk(few)  # (n, few), largest first
+    all_k = values if few == k else logits  # k is larger than `few` only where it is the whole vocabulary, or most
+    if few < k < logits.shape[-1]:
+        all_k = logits.topk(k, sorted=False).values
+    p = (values.double() - all_k.double().logsumexp(dim=-1, keepdim=True)).exp()
     total = p.cumsum(dim=-1)
-    threshold = uniform.to(p.device)[:, None] * total[:, -1:]
-    place = (total <= threshold).sum(dim=-1, keepdim=True).clamp(max=k - 1)  # inverse of the distribution function
-    drawn = tokens.gather(-1, place)[:, 0]
-    return torch.where(torch.tensor(greedy, device=drawn.device), tokens[:, 0], drawn) if greedy else drawn
+    if top_p < 1:
+        p = p.masked_fill(total - p >= top_p, 0.0)  # what likelier tokens have already
+        enough = few == k or bool((total[:, -1] >= top_p).all())
+        total = p.cumsum(dim=-1)
+        threshold = uniform.to(p.device)[:, None] * total[:, -1:]
+    else:
+        threshold = uniform.to(p.device)[:, None] * (total[:, -1:] if few == k else 1.0)
+        enough = few == k or bool((total[:, -1:] > threshold).all())
+    place = (total <= threshold).sum(dim=-1, keepdim=True).clamp(max=few - 1)
+    return tokens.gather(-1, place)[:, 0], enough
 
 
-def penalised(logits: Tensor, written: list[list[int]], sampling: Sampling) -> Tensor:
-    """Repetition penalty (Keskar et al., 2019, "CTRL") and the ban of repeated n-grams (Paulus et al., 2017)."""
-    if sampling.repetition_penalty == 1.0 and not sampling.no_repeat_ngram_size:
+def penalised(logits: Tensor, history: Tensor, count: Tensor, sampling: Sampling) -> Tensor:
+    """Repetition penalty (Keskar et al., 2019, "CTRL") and the ban of repeated n-grams (Paulus et al., 2017), by the
+    first `count` (n,) tokens of `history` (n, L)."""
+    n, penalty, longest = sampling.no_repeat_ngram_size, sampling.repetition_penalty, history.shape[1]
+    if penalty == 1.0 and not n:
         return logits
-    logits = logits.clone()
-    for row, tokens in enumerate(written):
-        if sampling.repetition_penalty != 1.0 and tokens:
-            seen = torch.tensor(sorted(set(tokens)), device=logits.device)
-            score = logits[row, seen]
-            factor = torch.where(score < 0, sampling.repetition_penalty, 1 / sampling.repetition_penalty)
-            logits[row, seen] = score * factor
-        if banned := repeating_tokens(tokens, sampling.no_repeat_ngram_size):
-            logits[row, banned] = -torch.inf
+    logits, column = logits.clone(), torch.arange(longest, device=logits.device)
+    if penalty != 1.0:
+        row, place = (column < count[:, None]).nonzero(as_tuple=True)
+        seen = row, history[row, place]
+        score = logits[seen]
+        logits[seen] = score * torch.where(score < 0, penalty, 1 / penalty)
+    if 0 < n <= longest:
+        # A window of n tokens repeats when its first n - 1 are the last n - 1 that were written.
+        windows = history.unfold(1, n, 1)  # (n, L - n + 1, n)
+        tail = (count[:, None] - n + 1 + column[: n - 1]).clamp(min=0)
+        same = (windows[..., :-1] == history.gather(1, tail)[:, None]).all(dim=-1)
+        row, place = (same & (column[: longest - n + 1] + n <= count[:, None])).nonzero(as_tuple=True)
+        logits[row, windows[row, place, -1]] = -torch.inf
     return logits
-
-
-def repeating_tokens(tokens: list[int], n: int) -> list[int]:
-    """The tokens that would complete an n-gram that `tokens` already holds."""
-    if n <= 0 or len(tokens) < n:
-        return []
-    tail = tokens[len(tokens) - n + 1 :]
-    return [tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tokens[i : i + n - 1] == tail]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from model.adapter import adapter_base, is_adapter
 from model.half import cast_norms_once, halve, norms_in_fp32
+from model.linear import use_few_rows
 from model.load import context_length, shape_of, stored_precision
 from run.device import EnvironmentFault, Machine, pick_machine
 from run.folders import read_run
@@ -44,7 +45,7 @@ class Need:
     """Bytes that it takes to ask a model."""
 
     weights: int
-    for_each_answer: int  # keys and values of as many tokens as it can have, and its logits
+    for_each_answer: int  # keys and values of as many tokens as it can have, and four copies of its logits
 
     def answers(self, free: float) -> int:
         """How many can be written at once."""
@@ -62,10 +63,8 @@ def need_of(config, parameters: int, itemsize: int, four_bit: bool, tokens: int)
     if four_bit:  # all but embeddings and head
         outside = min(parameters, config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2))
         weights = outside * itemsize + (parameters - outside) * FOUR_BIT
-    # Twice: a cache that grows by concatenation is there in its old length and in its new one. Keys behind rotary
-    # positions stay in fp32.
-    cache = 2 * config.num_hidden_layers * width * (4 + itemsize) * tokens
-    return Need(int(weights), cache + 2 * 4 * config.vocab_size)
+    cache = 2 * config.num_hidden_layers * width * itemsize * tokens
+    return Need(int(weights), cache + 4 * 4 * config.vocab_size)
 
 
 def load_to_ask(
@@ -106,4 +105,5 @@ def load_to_ask(
     halve(model, machine.dtype, trained_too=True)
     norms_in_fp32(model)
     cast_norms_once(model, machine.dtype)
+    use_few_rows(model)
     return model.to(machine.device), encoder, machine, at_once

@@ -79,6 +79,8 @@ class CheckpointManager:
                 go_back_to(session.folder, session.checkpoint)
             if "micro_batch_tokens" in session.command.given:
                 state.micro_batch_tokens = config.micro_batch_tokens
+        if ranks.is_main:
+            write_json(session.folder / "plan.json", plan.rows)  # for the report; of the newest session
         return state
 
     def save(self, state: TrainState) -> None:

@@ -20,7 +20,7 @@ NEWEST = ""  # what --resume without a value means
 # Anything else would make it another run.
 CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
 CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
-CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard"}
+CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard", "report_to"}
 
 
 BEFORE = {"optim": "adamw", "context_share": 0.0}  # what runs had that do not say it
@@ -105,6 +105,9 @@ class TrainConfig:
     logging_steps: int = option(100, "steps between two lines of progress", least=1)
     eval_steps: int = option(500, "steps between two validations", least=1)
     max_eval_samples: int = option(500, "records of val.jsonl that are validated on", least=1)
+    report_to: str = option(
+        "none", "show the log there too, where it is installed", choices=("none", "tensorboard", "wandb")
+    )
     save_steps: int = option(500, "steps between two checkpoints", least=1)
     save_total_limit: int = option(1, "checkpoints that are kept; only the newest with AdamW's moments", least=1)
     load_best_model_at_end: bool = option(

@@ -10,11 +10,12 @@ from pathlib import Path
 from uuid import uuid4
 
 from catalogue.fields import attribute_name
-from run.candidates import Writer
+from run.answers import Answers
+from run.candidates import Prompt, Writer
 from run.cli import UsageError, check_number
 from run.device import Machine
 from run.sources import Sources
-from run.titles import Answers, Asked, read_titles
+from run.titles import Asked, read_titles
 from text.errors import DataError
 from text.stream import Record, given
 
@@ -67,7 +68,8 @@ class Desk:
             raise Refused("This is longer than the model sees: shorten it.")
         copies = range(1 if greedy else int(count))
         with self._machine.autocast():
-            written = writer.write([prompt for _ in copies], [[given(record), context] for _ in copies], list(copies))
+            prompts = [Prompt(prompt, [given(record), context], number) for number in copies]
+            written = list(replace(writer, rows=len(copies)).write(prompts))
         candidates = [
             {"text": w.text, "unsupported": [[c.start, c.start + len(c.text)] for c in w.unsupported]}
             for w in sorted(written, key=lambda w: len(w.unsupported))
@@ -88,9 +90,10 @@ class Desk:
                 raise Refused("This table cannot be read; it needs a column called title, nome or titulo.") from None
             if not 0 < len(titles.asked) <= MOST_TITLES:
                 raise Refused(f"A table of 1 to {MOST_TITLES} titles, please; longer ones: generate.py --titles.")
-            with Answers(out, titles) as answers:
-                for i, title in enumerate(titles.asked):
-                    answers.write(i, self._entry(title))
+            answers = Answers(out, titles, {})
+            for title in titles.asked:
+                answers.add(self._entry(title))
+            answers.finish(copies=1)
             return out.read_bytes()
 
     def _entry(self, title: Asked) -> dict:

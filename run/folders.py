@@ -4,7 +4,11 @@ checkpoints/<run>/
     train_config.json   the resolved options, the base model, the versions, the data's fingerprints
     template.json       the prompt that the run is trained with
     metrics.jsonl       one line for each entry of the log
+    plan.json           what the screen said before the first step, of the newest session
     before.json         what the base model answered to three held-out titles
+    after.json          what the trained one answers to them
+    report.html         all of it as a page, written at the end and by evaluate.py
+    metrics.json        what evaluate.py measured, and some of the answers
     lock.json           only while somebody trains into the run
     base/               only for a model from scratch: its first weights, what "before" means
     checkpoint-<step>/  a Hugging Face folder, and the training state beside it

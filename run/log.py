@@ -14,6 +14,7 @@ from tqdm import tqdm
 from run.device import give_back_freed_memory, peak_memory
 from run.metrics import MetricsFile
 from run.state import TrainState
+from run.trackers import open_tracker
 from run.units import clock, eta_seconds, short, size
 
 MOST_OVER_PLAN = 1.25  # of the process, before what was freed is given back, which costs speed
@@ -84,11 +85,23 @@ class Stopwatch:
 class MetricLogger:
     """metrics.jsonl, the progress bar and the line on the screen. Every rank makes the entries, rank 0 writes them."""
 
-    def __init__(self, state: TrainState, plan, run: Path, device: torch.device, stopwatch: Stopwatch, ranks):
-        """`plan`: with `total_steps`, `epoch_steps`, `held_before`, `adds` and `learning_rate_at(step)`."""
+    def __init__(
+        self,
+        state: TrainState,
+        plan,
+        run: Path,
+        device: torch.device,
+        stopwatch: Stopwatch,
+        ranks,
+        report_to: str = "none",
+    ):
+        """`plan`: with `total_steps`, `epoch_steps`, `held_before`, `adds` and `learning_rate_at(step)`; `report_to`:
+        what else shows the log. Raises `MissingPackage`."""
         self.state, self.plan, self.device, self.stopwatch = state, plan, device, stopwatch
         self.begun_at, self.is_main = state.step, ranks.is_main
         self.file = MetricsFile(run / "metrics.jsonl", resumed_at=state.step) if ranks.is_main else None
+        self.carried = state.supervised.item()  # tokens of the session before, which no lap of this one has timed
+        self.show = open_tracker(report_to if ranks.is_main else "none", run)
 
     def progress_bar(self, train_loader: Iterable) -> Iterator:
         """The same batches; the time until each is there counts as waiting. The stopwatch starts here."""
@@ -114,7 +127,9 @@ class MetricLogger:
             "learning_rate": plan.learning_rate_at(state.step - 1),
             "skipped_steps": state.skipped_steps,  # since the start
             "overflows": state.overflows,  # likewise
-            "answer_tokens_per_second": supervised / seconds,
+            "seconds": seconds,  # of training since the last entry, or since this session began
+            "answer_tokens": supervised,  # since the last entry
+            "answer_tokens_per_second": (supervised - self.carried) / seconds,
             "data_wait": waited / seconds,  # share of the time in which the loop waited for records
             "eta_seconds": eta_seconds(
                 state.step - self.begun_at, plan.total_steps - self.begun_at, self.stopwatch.total
@@ -123,6 +138,7 @@ class MetricLogger:
             "memory_before_training_bytes": self.plan.held_before,
             "peak_memory_bytes": peak,
             "training_adds_bytes": peak - self.plan.held_before,
+            "planned_adds_bytes": plan.adds,
         }
         if self.device.type == "cuda":  # what the allocator holds for them, gaps included: as task managers show it
             entry["reserved_memory_bytes"] = torch.cuda.max_memory_reserved(self.device)
@@ -132,5 +148,7 @@ class MetricLogger:
         """The sums begin anew here, so that a checkpoint of the same step is saved without them."""
         if self.is_main:
             self.file.write(entry)
+            self.show(entry)
             tqdm.write(progress_line(entry, self.plan.total_steps))
         self.state.clear_sums()
+        self.carried = 0

@@ -43,3 +43,21 @@ def _entry(line: str) -> dict | None:
     if not isinstance(entry, dict) or type(entry.get("step")) is not int:
         return None
     return entry if isinstance(entry.get("val_loss"), int | float | None) else None
+
+
+def points_of(log: list[dict], key: str) -> list[tuple[int, float]]:
+    """(step, value) of the entries that have a finite number under `key`."""
+    found = ((entry["step"], entry.get(key)) for entry in log)
+    return [(s, v) for s, v in found if type(v) in (int, float) and math.isfinite(v)]
+
+
+def minutes_of(log: list[dict]) -> dict[int, float]:
+    """Minutes of training until each entry; {} for a log without seconds, as earlier versions wrote it.
+
+    What a session that was stopped computed after its last entry is not in it.
+    """
+    seconds, minutes = dict(points_of(log, "seconds")), {}
+    if len(seconds) == len(log):
+        for step, lap in seconds.items():
+            minutes[step] = max(minutes.values(), default=0.0) + lap / 60
+    return minutes

@@ -10,6 +10,7 @@ from run.device import Machine, keep_freed_memory, pick_machine
 from run.folders import find_checkpoint, new_run, read_run, run_of, versions
 from run.lock import RunLock
 from run.ranks import Ranks, start_ranks
+from run.trackers import check_tracker
 
 
 @dataclass
@@ -64,8 +65,8 @@ class Session:
 def open_session(command: Command) -> Session:
     """Collective. A new run, or one that goes on with its own options and, on top, what the user named now.
 
-    Raises `UsageError`, `DamagedCheckpoint`, `EnvironmentFault` or `RankLost`. A run's lock is taken before its
-    checkpoints are looked at.
+    Raises `UsageError`, `DamagedCheckpoint`, `EnvironmentFault`, `MissingPackage` or `RankLost`. A run's lock is taken
+    before its checkpoints are looked at.
     """
     ranks, config = start_ranks(command.config.device), command.config
     folder = saved = lock = checkpoint = None
@@ -75,6 +76,7 @@ def open_session(command: Command) -> Session:
         config = resumed(saved["options"], command.given, str(folder))
         lock = RunLock(folder) if ranks.is_main and not command.dry_run else None
         checkpoint = ranks.from_main(lambda: find_checkpoint(command.resume, folder))
+    check_tracker(config.report_to)  # hours before it is missed
     machine = pick_machine(config.device, config.precision)
     keep_freed_memory(machine.device)
     has_gpu = machine.device.type == "cuda"

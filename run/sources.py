@@ -16,7 +16,7 @@ class Sources:
 
     def __init__(self, folder: Path, count: int, grounded: bool):
         """`count` products are listed, 0: none. Raises DataError when a catalogue is needed and there is none."""
-        self._folder, self.count, self.grounded = folder, count, grounded
+        self.folder, self.count, self.grounded = folder, count, grounded
         self._catalogue = Catalogue(folder) if count or grounded or (folder / FILE_NAME).is_file() else None
 
     def claims(self) -> Claims | None:
@@ -57,7 +57,7 @@ class Sources:
         except (ValueError, argparse.ArgumentTypeError):
             return "/sources turns the list of sources on and off, /sources 5 makes it five products long."
         try:
-            self._catalogue = self._catalogue or Catalogue(self._folder)
+            self._catalogue = self._catalogue or Catalogue(self.folder)
         except DataError as error:
             return str(error)
         self.count = wanted

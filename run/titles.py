@@ -1,24 +1,24 @@
-"""What generate.py is asked: titles from a table, from a file of lines or from a pipe; and where the answers go."""
+"""What generate.py is asked: titles from a table, from a file of lines or from a pipe; and whether answers can go where
+they are wanted."""
 
-import csv
-import json
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from catalogue.clean import clean
 from catalogue.encoding import evident_encoding, looks_like_cp1252
-from catalogue.fields import Fields, attribute_name, printable, quoted
+from catalogue.fields import Fields, attribute_name, quoted
 from catalogue.inputs import open_inputs
-from catalogue.judge import Options, as_text, fields_of
+from catalogue.judge import Options, Reason, as_text, fields_of
 from catalogue.sources import PACKED, SUFFIXES, find_sources
 from run.cli import UsageError
 from text.stream import Record
 
-ADDED = ("unsupported", "note")  # columns
+BARE_TITLE = "the row has no title"
+KINDS = (".csv", ".jsonl", ".xlsx")  # of files with answers
+NOTHING_GIVEN = Fields()
 
 
 class Asked(NamedTuple):
@@ -26,6 +26,7 @@ class Asked(NamedTuple):
 
     title: str
     row: dict[str, str] = {}
+    fault: str = ""  # why there is no title
 
     def record(self, names: set[str], more: dict[str, str]) -> Record:
         """As a model is asked: the attributes are those columns that are called as one of `names`, and `more`."""
@@ -41,28 +42,48 @@ class Titles(NamedTuple):
     delimiter: str = ","
 
 
-def read_titles(file: Path) -> Titles:
+def read_titles(file: Path, given: Fields = NOTHING_GIVEN) -> Titles:
     """Of a table, or of whatever else data_prep.py reads, the titles and all of their columns; of any other file its
-    lines. Raises `UsageError` when it cannot be read, `DataError` when it has no field for the title."""
+    lines; of `-` what standard input holds. `given`: the fields that the user named.
+
+    Raises `UsageError` when it cannot be read, `DataError` when it has no field for the title.
+    """
+    if str(file) == "-":
+        return _read_standard_input(given)
     if not file.name.removesuffix(file.suffix if file.suffix in PACKED else "").lower().endswith(SUFFIXES):
         return Titles([Asked(line) for line in lines_of(text_of(file))], ["title"])
     if not file.is_file():
         raise UsageError(f"{file} cannot be read: it does not exist.")
     asked, columns, content, delimiter = [], {}, None, ","
-    for source in open_inputs(find_sources([file]), Options(), lambda count: None, lambda sentence: None):
-        records = list(source.layout.records)
+    for source in open_inputs(find_sources([file]), Options(fields=given), lambda count: None, lambda sentence: None):
+        records, header = list(source.layout.records), source.layout.header
         source.look_at(records)
-        fields: Fields = source.fields
+        fields = source.fields
         if fields.title is None:
-            columns = quoted(source.names[:12])
-            raise UsageError(f"{file}: no column for the title among {columns}. Call it title, name, titulo or nome.")
+            names = quoted(source.names[:12])
+            raise UsageError(f"{file}: no column for the title among {names}. Name it with --title_field.")
         content, delimiter = content or fields.content, source.layout.delimiter
         for raw in records:
-            row, _ = fields_of(raw, source.layout.header)
+            row, _ = fields_of(raw, header)
+            fault = row.value if isinstance(row, Reason) else ""
+            if fault and header and isinstance(raw, list):  # as far as its cells have a column
+                row = dict(zip(header, raw, strict=False))
             texts = {name: as_text(value) for name, value in row.items()} if isinstance(row, dict) else {}
             columns |= dict.fromkeys(texts)
-            asked.append(Asked(clean(texts.get(fields.title, "")), texts))
+            title = "" if fault else clean(texts.get(fields.title, ""))
+            asked.append(Asked(title, texts, fault or ("" if title else BARE_TITLE)))
     return Titles(asked, list(columns), content, delimiter)
+
+
+def _read_standard_input(given: Fields) -> Titles:
+    """JSON or lines, by the first character."""
+    text = sys.stdin.read()
+    if not text.lstrip().startswith(("{", "[")):
+        return Titles([Asked(line) for line in lines_of(text)], ["title"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "standard input.jsonl"
+        file.write_text(text, encoding="utf-8", errors="surrogateescape")
+        return read_titles(file, given)
 
 
 def text_of(file: Path) -> str:
@@ -89,50 +110,11 @@ def plain(argument: str) -> str:
     return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
 
-class Answers:
-    """Answers written one after the other: as JSONL to standard output or a file, or into the table they came from."""
-
-    def __init__(self, path: Path | None, titles: Titles):
-        """`path`: `.csv` gives the rows of the titles with the description filled in; else it is JSONL. It must not be
-        there yet. Raises `UsageError`."""
-        self._asked, self._file, self._table = titles.asked, None, None
-        if path is None:
-            return
-        is_table = path.suffix.lower() == ".csv"
-        try:
-            # Excel takes a CSV file for UTF-8 when it begins with the mark.
-            self._file = path.open("x", encoding="utf-8-sig" if is_table else "utf-8", newline="" if is_table else "\n")
-        except FileExistsError:
-            raise UsageError(f"{path} is there already: name another --out, or remove it.") from None
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-        if is_table:
-            self._content = titles.content or "description"
-            self._added = [name if name not in titles.columns else f"{name} (vitrine)" for name in ADDED]
-            columns = list(dict.fromkeys([*titles.columns, self._content, *self._added]))
-            self._table = csv.DictWriter(
-                self._file, columns, restval="", delimiter=titles.delimiter, extrasaction="ignore"
-            )
-            self._table.writeheader()
-
-    def __enter__(self) -> "Answers":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
-        if self._file:
-            self._file.close()
-
-    def write(self, number: int, entry: dict) -> None:
-        """The answer to title `number`."""
-        if self._table:
-            unsupported = "; ".join(dict.fromkeys(claim["text"] for claim in entry.get("unsupported", [])))
-            asked = self._asked[number]
-            row = asked.row or {"title": asked.title}
-            row = row | dict(zip(self._added, (unsupported, entry.get("error", entry.get("note", ""))), strict=True))
-            if entry["answer"]:  # else what stood there stays
-                row[self._content] = entry["answer"]
-            self._table.writerow({name: printable(value) for name, value in row.items()})
-        else:
-            tqdm.write(json.dumps(entry, ensure_ascii=False), file=self._file or sys.stdout)
-        if self._file:
-            self._file.flush()
+def check_out(path: Path) -> None:
+    """Raises `UsageError` when no answers can be written to `path`."""
+    if path.exists():
+        raise UsageError(f"{path} is there already: name another --out, or remove it.")
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(f"--out writes {', '.join(KINDS)}, and {path.name} is none of them.")
+    if path.suffix.lower() == ".xlsx" and find_spec("openpyxl") is None:
+        raise UsageError("Spreadsheets are written by openpyxl: pip install openpyxl. A .csv needs nothing.")

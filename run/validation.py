@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
-from model.attention import use_flat_attention, use_padded_attention
+from model.attention import use_flat_attention
 from model.load import context_length
 from model.loss import mean_loss
 from model.sample import Sampling, generate
@@ -66,7 +66,7 @@ class Samples:
     def answers(self) -> dict[str, str]:
         """Collective. What the model answers now, by title; it is in eval mode afterwards."""
         ranks, tokenizer, stop = self.session.ranks, self.encoder.tokenizer, self.encoder.template.stop
-        use_padded_attention(self.model.eval())
+        self.model.eval()
         prompts, rule = ranks.share(self.encoder.prompts(self.titles)), stop_rule(tokenizer, stop)
         with self.session.machine.autocast():
             mine = generate(self.model, prompts, self.encoder.end_token, Sampling(greedy=True), stop_rule=rule)

@@ -33,8 +33,8 @@ def test_what_it_takes_is_weights_and_a_cache_for_each_answer():
     config = GPT2Config(n_layer=6)
     need = need_of(config, 81_912_576, 2, False, 476)
     assert need.weights == 2 * 81_912_576
-    cache = 6 * 768 * (4 + 2) * 476  # keys, which may be fp32, and values
-    assert need.for_each_answer == 2 * cache + 8 * 50257
+    cache = 2 * 6 * 768 * 2 * 476  # keys and values
+    assert need.for_each_answer == cache + 16 * 50257
     grouped = need_of(LlamaConfig(num_key_value_heads=8), 10**9, 2, False, 476)
     assert grouped.for_each_answer < need_of(LlamaConfig(), 10**9, 2, False, 476).for_each_answer / 3
     assert Need(100, 10).answers(135) == 3 and Need(100, 10).answers(99) < 1
@@ -129,19 +129,22 @@ def test_out_of_memory_while_answers_are_written_halves_the_batch(
 
     train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 1)
     module, sizes = {"generate.py": generate, "evaluate.py": evaluate}[name], []
-    write = candidates.generate
+    write = candidates.write
 
-    def full(model, prompts, end_token, sampling, batch_size, *rest):
-        sizes.append(batch_size)
-        if batch_size > 8:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return write(model, prompts, end_token, sampling, batch_size, *rest)
+    def full(model, next_answer, end_token, sampling, rows, *rest):
+        sizes.append(rows)
+        for number, step in enumerate(write(model, next_answer, end_token, sampling, rows, *rest)):
+            if rows > 2 and number == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yield step
 
-    monkeypatch.setattr(candidates, "generate", full)
+    monkeypatch.setattr(candidates, "write", full)
     run = ["--run", str(tmp_path / "runs" / "a"), "--max_new_tokens", "4", "--device", "cpu"]
-    titles = ["--title", "a", "--title", "b"] if name == "generate.py" else ["--max_samples", "3"]
+    titles = ["--max_samples", "3", "--batch_size", "8"]
+    if name == "generate.py":
+        titles = [option for title in "abcdefgh" for option in ("--title", title)]
     assert module.main(module.parse([*run, *titles])) == 0
-    assert sizes[:3] == [32, 16, 8]
+    assert sizes[:3] == [8, 4, 2]
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------

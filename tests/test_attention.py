@@ -6,7 +6,7 @@ from conftest import ARCHITECTURES
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from model.attention import use_flat_attention, use_padded_attention
+from model.attention import use_flat_attention
 from model.loss import summed_loss
 from text.batch import Encoder, flatten
 from text.template import QA
@@ -45,5 +45,5 @@ def test_flat_and_padded_attention_can_be_exchanged(records, tokenizer):
     ids = torch.tensor(Encoder(tokenizer, QA, max_length=64).rows(records)[0].ids)[None]
     expected = model(ids).logits
     use_flat_attention(model)
-    use_padded_attention(model)
+    model.set_attn_implementation("sdpa")
     assert torch.equal(model(ids).logits, expected)

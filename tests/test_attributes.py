@@ -11,7 +11,8 @@ from catalogue.fields import AUTO, Fields
 from catalogue.index import Catalogue, write_catalogue
 from catalogue.judge import Options
 from catalogue.prepare import prepare
-from run.titles import Answers, Asked, read_titles
+from run.answers import Answers
+from run.titles import Asked, read_titles
 from text.batch import Encoder
 from text.errors import DataError
 from text.stream import RecordFile, given
@@ -135,13 +136,12 @@ def test_a_table_of_titles_keeps_its_columns_and_passes_known_ones_on(tmp_path):
     }
     assert titles.asked[2].record({"cor"}, {}) == {"title": "Prato"}
     out = tmp_path / "out.csv"
-    with Answers(out, titles) as answers:
-        for number, asked in enumerate(titles.asked):
-            entry = {
-                "answer": f'{asked.title}, a "good" one;\nindeed',
-                "unsupported": [{"text": "good", "start": 3}] * 2,
-            }
-            answers.write(number, entry)
+    answers = Answers(out, titles, {})
+    for asked in titles.asked:
+        text = f'{asked.title}, a "good" one;\nindeed'
+        answers.add({"answer": text, "unsupported": [{"text": "good", "start": 3}] * 2})
+    assert not out.exists()
+    answers.finish(copies=1)
     with out.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, delimiter=";"))
     assert list(rows[0]) == ["Nome", "Cor", "Estoque", "Descrição", "unsupported", "note"]
@@ -199,14 +199,18 @@ def test_a_row_that_cannot_be_read_and_a_column_of_the_shop_are_kept(tmp_path):
     table.write_text("Nome,note,Texto\n" + "Caneca,meu,\n" * 30 + "a,b,c,d\nPrato,nosso,velho\n", encoding="utf-8")
     titles = read_titles(table)
     assert [asked.title for asked in titles.asked[-2:]] == ["", "Prato"]
-    with Answers(tmp_path / "out.csv", titles) as answers:
-        answers.write(0, {"answer": "Boa \ud800."})  # a lone surrogate is no reason to lose the rest
-        answers.write(30, {"answer": "", "error": "none"})
-        answers.write(31, {"answer": "", "error": "left out"})
+    answers = Answers(tmp_path / "out.csv", titles, {})
+    for number in range(32):
+        entry = {"answer": "Boa \ud800."} if number < 30 else {"answer": "", "error": ("none", "left out")[number - 30]}
+        answers.add(entry)  # a lone surrogate is no reason to lose the rest
+    answers.finish(copies=1)
     with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["note"] for row in rows] == ["meu", "", "nosso"]
-    assert [row["note (vitrine)"] for row in rows] == ["", "none", "left out"]
+    some = [rows[0], rows[30], rows[31]]  # the broken one has the cells that fit a column
+    assert [row["note"] for row in some] == ["meu", "b", "nosso"]
+    assert [row["note (vitrine)"] for row in some] == ["", "none", "left out"]
+    assert [row["Texto"] for row in some] == ["", "c", "velho"] and len(rows) == 32
+    assert [row["description"] for row in some] == ["Boa \\ud800.", "", ""]
 
 
 def test_a_field_that_comes_late_or_twice_and_a_record_prepared_before(tmp_path):
@@ -235,13 +239,14 @@ def test_a_prompt_that_does_not_fit_gets_no_answer_and_the_others_do(tokenizer):
     from conftest import tiny_gpt2
 
     from model.sample import Sampling
-    from run.candidates import NOTHING, Writer
+    from run.candidates import NOTHING, Prompt, Writer
 
     encoder = Encoder(tokenizer, QA, 256)
     writer = Writer(tiny_gpt2(len(tokenizer)), encoder, Sampling(max_new_tokens=4, greedy=True), None)
     short, long = encoder.prompts(["Mug"]), encoder.prompts(["Mug " * 400])
-    alone = writer.write(short, [["Mug"]], [0])
-    assert writer.write([*long, *short], [["x"], ["Mug"]], [1, 0]) == [NOTHING, *alone]
+    mug, none = Prompt(short[0], ["Mug"], 0), Prompt(long[0], ["x"], 1)
+    alone = list(writer.write([mug]))
+    assert list(writer.write([none, mug, none])) == [NOTHING, *alone, NOTHING]
 
 
 def test_one_nearest_is_the_first_of_many(tmp_path):

@@ -11,8 +11,8 @@ import run.candidates as candidates
 from catalogue.claims import Claims, folded, numbers_of, same_word, support_of
 from catalogue.index import FILE_NAME, Catalogue, write_catalogue
 from catalogue.inventions import KnownFacts
-from model.sample import Answer, Sampling
-from run.candidates import Writer
+from model.sample import Sampling
+from run.candidates import Prompt, Writer
 from run.cli import UsageError
 
 COLOURS, BRANDS = ("blue", "red", "green", "white"), ("Velmora", "Tinilan", "Zarivia", "Kelbra")
@@ -134,12 +134,13 @@ def writer(claims, monkeypatch):
     """A writer whose model says what `say(stream, greedy)` returns."""
 
     def made(say, tries):
-        def generate(model, prompts, end, sampling, at_once, rule, streams, greedy):
-            greedy = greedy or [sampling.greedy] * len(prompts)
-            texts = [say(stream, flag) for stream, flag in zip(streams, greedy, strict=True)]
-            return [Answer([text], True, log_p) for text, log_p in texts]
+        def write(model, next_answer, end, sampling, rows, rule):
+            while answer := next_answer():
+                text, answer.log_p = say(answer.number, answer.greedy or sampling.greedy)
+                answer.ids, answer.stopped = [text], True
+                yield [(answer, True)]
 
-        monkeypatch.setattr(candidates, "generate", generate)
+        monkeypatch.setattr(candidates, "write", write)
         monkeypatch.setattr(candidates, "decode", lambda tokenizer, ids, stop: ids[0])
         template = SimpleNamespace(stop=())
         encoder = SimpleNamespace(end_token=0, tokenizer=None, template=template)
@@ -165,7 +166,7 @@ def test_the_fewest_claims_then_the_most_facts_then_the_likeliest(writer):
     def say(stream, greedy):
         return answers[stream // candidates.APART % 4]
 
-    (best,) = writer(say, 4).write([[1]], [["Blue ceramic mug"]], [0])
+    (best,) = writer(say, 4).write([Prompt([1], ["Blue ceramic mug"], 0)])
     assert best.text == "A blue ceramic mug!" and best.unsupported == []
 
 
@@ -176,7 +177,7 @@ def test_a_single_try_is_the_answer_as_it_was(writer):
         seen.append((stream, greedy))
         return "A red mug.", 0.0
 
-    (only,) = writer(say, 1).write([[1]], [["Blue mug"]], [7])
+    (only,) = writer(say, 1).write([Prompt([1], ["Blue mug"], 7)])
     assert seen == [(7, True)] and texts(only.unsupported) == ["red"]
 
 
@@ -187,7 +188,7 @@ def test_what_stays_unsupported_is_tried_again_and_no_longer(writer):
         streams.append(stream)
         return ("A blue mug." if stream == 5 + candidates.APART * 6 else "A red mug.", 0.0)
 
-    some = writer(say, 3).write([[1], [2]], [["Blue mug"], ["Red mug"]], [5, 6])
+    some = list(writer(say, 3).write([Prompt([1], ["Blue mug"], 5), Prompt([2], ["Red mug"], 6)]))
     assert [answer.text for answer in some] == ["A blue mug.", "A red mug."]
     assert len(streams) == len(set(streams)) == 2 * 3 + 3 + 3  # the second is content with its first three
 
@@ -222,7 +223,7 @@ def test_a_file_of_titles_names_what_nothing_supports(run, tmp_path, monkeypatch
     shown = capsys.readouterr()
     first, second = map(json.loads, shown.out.splitlines())
     assert first["answer"] == "" and "red" in first["error"] and second["answer"] == "A red mug."
-    assert "1 of 2 answers left out" in shown.err
+    assert "2 titles: 1 answered, 1 without an answer (states what nothing supports)" in shown.err
 
 
 def test_a_title_that_resembles_nothing_is_said_to(run, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import generate
 from catalogue import index as module
 from catalogue.index import Catalogue, check_fts5, words_of, write_catalogue
 from catalogue.prepare import prepare
+from run import loop
 from text.errors import DataError
 
 PRODUCTS = [
@@ -101,9 +102,17 @@ def test_generate_lists_sources_and_says_when_there_is_none(run, data, tmp_path,
 def test_grounded_puts_the_best_match_before_the_prompt_and_says_so(run, data, capsys, monkeypatch):
     write_catalogue(data / "catalogue.sqlite", data / "train.jsonl")
     asked = []
-    tokens_of = generate.tokens_of
-    monkeypatch.setattr(generate, "tokens_of", lambda model, prompts, *rest, **o: asked.append(prompts[0]) or tokens_of(
-        model, prompts, *rest, **o))  # fmt: skip
+    write = loop.write
+
+    def listened(model, next_answer, *rest):
+        def heard():
+            answer = next_answer()
+            asked.extend([answer.prompt] if answer else [])
+            return answer
+
+        return write(model, heard, *rest)
+
+    monkeypatch.setattr(loop, "write", listened)
     run = partial(run, "--candidates", 1)
     assert run("--title", "Red kettle", "--grounded") == 0
     assert "(grounded on U3: Red Kettle)" in capsys.readouterr().err

@@ -109,6 +109,20 @@ def test_what_comes_before_the_loop_is_no_time_of_training(tmp_path, monkeypatch
     assert entry["answer_tokens_per_second"] == 2.0 and entry["eta_seconds"] == 12.0 and entry["data_wait"] == 0.25
 
 
+def test_the_speed_after_a_resume_is_of_what_this_session_did(tmp_path, monkeypatch):
+    now = iter([0.0, 0.0, 4.0, 6.0])
+    monkeypatch.setattr("run.log.time.perf_counter", lambda: next(now))
+    state, stopwatch = TrainState.new(torch.device("cpu")), Stopwatch()
+    state.count(torch.tensor(6.0, dtype=torch.float64), 100)  # saved between two entries
+    metrics = MetricLogger(state, plan_with(lambda step: 0.1), tmp_path, torch.device("cpu"), stopwatch, Ranks())
+    stopwatch.start()
+    for tokens, speed, logged in ((8, 2.0, 108), (10, 5.0, 10)):
+        state.count(torch.tensor(6.0, dtype=torch.float64), tokens)
+        entry = metrics.entry(torch.tensor(0.5))
+        assert (entry["answer_tokens_per_second"], entry["answer_tokens"]) == (speed, logged)
+        metrics.write(entry)
+
+
 def test_an_entry_has_the_mean_over_the_tokens_since_the_entry_before(tmp_path, capsys):
     """Without the steps whose loss is not finite: they changed nothing."""
     plan = SimpleNamespace(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import shared_assets
 
-from catalogue import report as module
 from catalogue.judge import Options
+from catalogue.page import as_text
 from catalogue.prepare import prepare
 from catalogue.report import estimated_tokens, frequent_titles, language_of, token_counter
 from text.errors import DataError
@@ -78,8 +78,8 @@ def test_the_same_bytes_come_out_twice(folder, tmp_path):
 
 
 def test_text_in_html_stays_text():
-    assert html.unescape(module._html(EVIL)) == EVIL.replace("\ud83d", "\\ud83d").replace("\x00", " ")
-    assert "<" not in module._html(EVIL) and module._html("<b>\x00\ud83d") == "&lt;b&gt; \\ud83d"
+    assert html.unescape(as_text(EVIL)) == EVIL.replace("\ud83d", "\\ud83d").replace("\x00", " ")
+    assert "<" not in as_text(EVIL) and as_text("<b>\x00\ud83d") == "&lt;b&gt; \\ud83d"
 
 
 def test_frequent_titles_are_exact(tmp_path):

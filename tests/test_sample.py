@@ -13,7 +13,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from model.sample import Sampling, generate, next_tokens, penalised, repeating_tokens
+from model.sample import Sampling, generate, next_tokens, penalised
 
 PROMPTS = [[5, 6, 7], [300, 20, 1, 9, 44, 8, 8], [77], [12, 13, 14, 15]]
 END = 0
@@ -23,7 +23,8 @@ END = 0
 def test_greedy_tokens_equal_those_of_transformers(architecture):
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
-    answers = generate(model, PROMPTS, END, Sampling(greedy=True, max_new_tokens=24), batch_size=3)
+    answers = generate(model, PROMPTS, END, Sampling(greedy=True, max_new_tokens=24), rows=3)
+    model.set_attn_implementation("sdpa")
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([prompt])
         theirs = model.generate(
@@ -40,8 +41,8 @@ def test_greedy_tokens_equal_those_of_transformers(architecture):
 
 def test_an_answer_does_not_depend_on_who_shares_its_batch():
     model = tiny_gpt2()
-    together = generate(model, PROMPTS, END, Sampling(max_new_tokens=12), batch_size=4)
-    apart = generate(model, PROMPTS, END, Sampling(max_new_tokens=12), batch_size=1)
+    together = generate(model, PROMPTS, END, Sampling(max_new_tokens=12), rows=4)
+    apart = generate(model, PROMPTS, END, Sampling(max_new_tokens=12), rows=1)
     assert together == apart
     assert generate(model, PROMPTS, END, Sampling(max_new_tokens=12, seed=1)) != together
 
@@ -76,7 +77,8 @@ def test_draws_follow_the_distribution_of_transformers(temperature, top_k, top_p
     draws = 20_001
     uniform = torch.arange(draws, dtype=torch.float64) / draws  # every quantile once: no chance in this test
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    tokens = next_tokens(logits.expand(draws, -1), [[]] * draws, sampling, uniform)
+    nothing = torch.zeros(draws, 1, dtype=torch.long), torch.zeros(draws, dtype=torch.long)
+    tokens = next_tokens(logits.expand(draws, -1), *nothing, sampling, uniform)
     share = torch.bincount(tokens, minlength=60).double() / draws
     assert (share - expected).abs().max() < 2 / draws + 1e-6
 
@@ -86,11 +88,48 @@ def test_repetition_rules_equal_those_of_transformers():
     logits, written = torch.randn(2, 60), [[1, 2, 3, 1, 2], [7, 7, 7, 8, 9]]
     theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(written), logits.clone())
     theirs = NoRepeatNGramLogitsProcessor(3)(torch.tensor(written), theirs)
-    ours = penalised(logits, written, Sampling(repetition_penalty=1.3, no_repeat_ngram_size=3))
+    history, count = torch.tensor([[*tokens, 2, 3] for tokens in written]), torch.tensor([5, 5])  # the rest is no token
+    ours = penalised(logits, history, count, Sampling(repetition_penalty=1.3, no_repeat_ngram_size=3))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_the_repetition_rules_leave_the_prompt_alone():
-    assert repeating_tokens([], 2) == []
-    logits = torch.zeros(1, 10)
-    assert torch.equal(penalised(logits, [[]], Sampling(repetition_penalty=2.0, no_repeat_ngram_size=1)), logits)
+    logits, nothing = torch.zeros(1, 10), (torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    for n in (1, 2, 3, 4):
+        assert torch.equal(
+            penalised(logits, *nothing, Sampling(repetition_penalty=2.0, no_repeat_ngram_size=n)), logits
+        )
+
+
+@pytest.mark.parametrize("few", [1, 7, 60])
+@pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (0, 0.9), (20, 1.0), (20, 0.9)])
+def test_a_few_likeliest_tokens_draw_what_all_of_them_draw(monkeypatch, few, top_k, top_p):
+    torch.manual_seed(0)
+    logits, uniform = torch.randn(500, 60) * 3, torch.rand(500, dtype=torch.float64)
+    nothing = torch.zeros(500, 1, dtype=torch.long), torch.zeros(500, dtype=torch.long)
+    sampling = Sampling(temperature=0.9, top_k=top_k, top_p=top_p)
+    whole = next_tokens(logits, *nothing, sampling, uniform)
+    monkeypatch.setattr("model.sample.FEW", few)
+    assert torch.equal(next_tokens(logits, *nothing, sampling, uniform), whole)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_are_filled_again_and_alike_prompts_are_read_once(architecture):
+    """Continuous batching changes no answer: twenty prompts, some of them alike, in three rows and each alone."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
+    prompts = [PROMPTS[i % 4] + [i // 8] * (i % 3) for i in range(20)]
+    read = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: read.append(tuple(args[0].shape)))
+    sampling = Sampling(max_new_tokens=15, temperature=1.5)
+
+    def rule(ids):
+        return ids[-1] % 5 == 0
+
+    together = generate(model, prompts, END, sampling, 3, rule)
+    assert len({len(answer.ids) for answer in together}) > 1 and read.count((3, 1)) < 20 * 15 / 2
+    alone = [generate(model, prompts[:i] + [prompt], END, sampling, 1, rule)[-1] for i, prompt in enumerate(prompts)]
+    assert together == alone
+    read.clear()
+    generate(model, [PROMPTS[1]] * 3, END, sampling, rows=3)
+    assert sum(shape != (3, 1) for shape in read) == 1  # once, and copied

@@ -11,7 +11,7 @@ from conftest import ROOT, script, write_data
 import generate
 from run.cli import UsageError
 
-SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py", "export.py")
+SCRIPTS = ("data_prep.py", "train.py", "generate.py", "evaluate.py", "export.py", "plot.py")
 
 
 @pytest.fixture
@@ -152,7 +152,6 @@ def test_generate_asks_with_the_training_prompt_and_prints_the_answer_alone(run,
 
     import generate
     from model.load import load_tokenizer
-    from model.sample import Answer
     from text.batch import Encoder
     from text.template import load_template
 
@@ -161,16 +160,15 @@ def test_generate_asks_with_the_training_prompt_and_prints_the_answer_alone(run,
     (row,) = Encoder(tokenizer, load_template(run / "final"), 256).rows([record])
     answer, asked = tokenizer(" Muito boa.").input_ids, []
 
-    def all_at_once(model, prompts, *args, **kwargs):
-        asked.extend(prompts)
-        return [Answer(answer, stopped=True) for _ in prompts]
+    def write(model, next_answer, *args):
+        while found := next_answer():
+            asked.append(found.prompt)
+            for token in answer:
+                found.ids.append(token)
+                yield [(found, found.ids == answer)]
 
-    def one_by_one(model, prompts, *args, **kwargs):
-        asked.extend(prompts)
-        yield from ([token] for token in answer)
-
-    monkeypatch.setattr("run.candidates.generate", all_at_once)
-    monkeypatch.setattr(generate, "tokens_of", one_by_one)
+    monkeypatch.setattr("run.candidates.write", write)
+    monkeypatch.setattr("run.loop.write", write)
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{record['title']}\n{record['title']}\n"))
     (tmp_path / "titles.txt").write_text(record["title"] + "\n", encoding="utf-8")
     ways = {"title": ["--title", record["title"]], "titles": ["--titles", str(tmp_path / "titles.txt")], "pipe": []}

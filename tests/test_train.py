@@ -26,7 +26,10 @@ def test_a_run_leaves_what_the_design_says(tmp_path, data, gpt2_folder, train, c
     assert {path.name for path in run.iterdir()} == {
         "train_config.json",
         "metrics.jsonl",
+        "plan.json",
         "before.json",
+        "after.json",
+        "report.html",
         "template.json",
         "checkpoint-6",
         "final",
@@ -45,7 +48,7 @@ def test_a_run_leaves_what_the_design_says(tmp_path, data, gpt2_folder, train, c
 def test_no_file_of_a_run_is_a_pickle(tmp_path, data, gpt2_folder, train):
     train("--model", gpt2_folder, "--run_name", "a", *QUICK)
     endings = {path.suffix for path in (tmp_path / "runs" / "a").rglob("*") if path.is_file()}
-    assert endings <= {".json", ".jsonl", ".safetensors", ".jinja"}
+    assert endings <= {".json", ".jsonl", ".safetensors", ".jinja", ".html"}
 
 
 def test_the_first_logged_loss_is_the_loss_of_the_untouched_model(tmp_path, data, gpt2_folder, train):
