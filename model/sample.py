@@ -143,7 +143,8 @@ def read_prompt(
     elif length:
         ids = torch.tensor([prompt[:-1]], device=model.device)
         positions = torch.arange(length, device=model.device)[None]
-        model.base_model(input_ids=ids, position_ids=positions, use_cache=False, keys_values=keys_values)
+        # Through the head too, for one token: of a model divided among processes only the whole is put together again.
+        model(input_ids=ids, position_ids=positions, use_cache=False, keys_values=keys_values, logits_to_keep=1)
     holds[row] = prompt
 
 

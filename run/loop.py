@@ -98,7 +98,7 @@ class Loop:
 
     def command(self, name: str, value: str) -> None:
         value = value.strip()
-        if name.lstrip("/").isdigit() and self.adapters:
+        if name in (f"/{number + 1}" for number in range(len(self.adapters))):
             name, value = "/adapter", name[1:]
         match name:
             case "/help":
@@ -217,12 +217,12 @@ class Loop:
             return print("\n".join(f"/{n}  {folder}" for n, folder in enumerate(self.adapters, start=1)))
         known = value.isdecimal() and 1 <= int(value) <= len(self.adapters)
         folder = self.adapters[int(value) - 1] if known else adapter_folder(value, self.output_dir)
-        now = self.name
         try:
             encoder = self._put_on(folder)
-        except (ModelUnavailable, UnsupportedModel, DataError):
-            self.writer = replace(self.writer, encoder=self._put_on(Path(now)))
-            raise
+        except (ModelUnavailable, UnsupportedModel, DataError) as error:
+            print(error, file=sys.stderr)
+            folder = Path(self.name)
+            encoder = self._put_on(folder)
         self.writer, self.name = replace(self.writer, encoder=encoder), str(folder)
         self.adapters = list(dict.fromkeys([*self.adapters, folder]))
         self.say("adapter", folder)
