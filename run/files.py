@@ -149,10 +149,14 @@ def json_text(value) -> str:
 
 
 def write_json(path: Path, value) -> None:
+    write_text(path, json_text(value))
+
+
+def write_text(path: Path, text: str) -> None:
     """The file is replaced in one operation: at every moment it is the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json_text(value), encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

@@ -8,7 +8,7 @@ from pathlib import Path
 from catalogue.claims import Claims, marked, repeated
 from catalogue.index import FILE_NAME, Catalogue
 from catalogue.page import as_text, page, row, section, table_of, tiles_of
-from run.files import read_json, write_json
+from run.files import read_json, write_json, write_text
 from run.folders import read_run
 from run.metrics import minutes_of, points_of, read_metrics
 from run.session import Session
@@ -73,7 +73,7 @@ def write_report(run: Path, data: Path) -> Path:
         _measured(run, measured),
         _samples(run, measured, claims),
     ]
-    (run / "report.html").write_text(page(f"Run {run.name}", body), encoding="utf-8", newline="\n")
+    write_text(run / "report.html", page(f"Run {run.name}", body))
     return run / "report.html"
 
 
