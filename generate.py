@@ -93,6 +93,8 @@ def parse(args: list[str] | None = None):
         parser.error("give --title or --titles, not both.")
     if options.serve and (options.title or options.titles or options.adapter or options.before):
         parser.error("--serve asks on its page: leave titles, --adapter and --before out.")
+    if options.serve and options.num_return_sequences > 1:
+        parser.error("--serve has a slider for the number of answers: leave --num_return_sequences out.")
     of_titles = ("out", "title_field", "content_field", "same_columns")
     if not options.titles and (named := [name for name in of_titles if getattr(options, name)]):
         parser.error(f"--{named[0]} is for the answers to --titles.")
@@ -180,7 +182,8 @@ def main(options) -> int:
         return Writer(base, encoder, writer.sampling, None, rows=1)
 
     if options.serve:
-        return serve(Desk(writer, load_base, sources, machine, model.run / "corrections.jsonl"), options.port)
+        corrections = model.run / "corrections.jsonl"
+        return serve(Desk(writer, load_base, sources, machine, corrections, options.strict), options.port)
     with machine.autocast():
         if in_loop:
             speech, adapters = options.lang or language(), model.adapters

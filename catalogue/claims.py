@@ -141,16 +141,6 @@ class Claims:
                 found.append(Claim(match[0], match.start()))
         return found
 
-    def facts(self, title: str, answer: str) -> int:
-        """How many words and quantities of `title` the `answer` repeats."""
-        said, count = support_of([answer]), 0
-        for match in TOKEN.finditer(title):
-            if match["number"]:
-                count += said.has_quantity(quantity_of(match))
-            elif len(match["word"]) >= SHORTEST:
-                count += said.has_word(folded(match["word"]))
-        return count
-
     def _is_claim(self, word: str, names: bool) -> bool:
         """`names`: it is a number or begins with a capital, and then needs no other descriptions to tell."""
         if word not in self._counts:
@@ -170,7 +160,8 @@ def forms_of(word: str) -> list[str]:
 
 
 def repeated(title: str, answer: str) -> list[Claim]:
-    """What `answer` says that `title` does: its quantities, and its words but articles and prepositions."""
+    """What `answer` says that `title` does too: quantities, and words but articles and prepositions; as it stands in
+    `answer`."""
     support, found = support_of([title]), []
     for match in TOKEN.finditer(answer):
         if match["number"]:

@@ -31,13 +31,13 @@ MAX_WORDS = 32  # of a question; a text pasted as one would match everything and
 RANKED = 20_000
 
 # Words that say what is asked, not what about; a catalogue in English or Portuguese has them everywhere.
-_EMPTY_WORDS = """
+_EMPTY = """
     a an and are as at be by can do does for from has have how i in is it its me my of on or tell that the this to
     was what where which who why with you your about
     ao aos as com como da das de do dos e em eu for me meu minha na nas no nos o os ou para pela pelo por qual quais
     que se sem seu sua tem um uma
 """
-EMPTY_WORDS = frozenset(_EMPTY_WORDS.split())
+EMPTY_WORDS = frozenset(_EMPTY.split())
 _WORD = re.compile(r"[^\W_]+")
 
 

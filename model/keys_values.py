@@ -25,7 +25,7 @@ class KeysValues:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # each (rows, kv_heads, columns, head_dim)
         self._every_row = torch.arange(rows, device=device)
         self._reading: int | None = None  # the row of the prompt that is read; None: all rows write a token
-        self._position = self._mask = None
+        self._position = self._mask = self._seen = None
 
     def read(self, row: int, columns: int) -> None:
         """The next call of the model reads a prompt into `row`, whose answer will take up to `columns`."""
@@ -39,8 +39,8 @@ class KeysValues:
         largest."""
         self._reading, self._position = None, position
         # A row alone sees what it has and needs no mask.
-        self.seen = longest + 1 if self.rows == 1 else min(-(-(longest + 1) // STEP) * STEP, self.columns)
-        column = torch.arange(self.seen, device=self.device)
+        self._seen = longest + 1 if self.rows == 1 else min(-(-(longest + 1) // STEP) * STEP, self.columns)
+        column = torch.arange(self._seen, device=self.device)
         self._mask = None if self.rows == 1 else (column <= position[:, None])[:, None, None]  # (rows, 1, 1, seen)
 
     def copy(self, source: int, target: int, columns: int) -> None:
@@ -68,7 +68,7 @@ class KeysValues:
         keys[where], values[where] = key[:, :, 0], value[:, :, 0]
         # Heads that share keys are so many queries of them: no key is copied.
         grouped = query.reshape(self.rows, kv_heads, heads // kv_heads, -1)
-        seen = keys[:, :, : self.seen], values[:, :, : self.seen]
+        seen = keys[:, :, : self._seen], values[:, :, : self._seen]
         found = scaled_dot_product_attention(grouped, *seen, attn_mask=self._mask, scale=scaling)
         return found.reshape(query.shape)
 

@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from run.titles import Asked, Titles, check_out
 from text.stream import Record, given
 
 ADDED = ("unsupported", "note")  # columns
+EVERY_TRY = "every try states what nothing supports"
 EXCEL_CELL = 32_767  # characters
 SAVED_EVERY = 20  # answers: what a power failure takes; a program that is killed loses none
 
@@ -72,7 +74,7 @@ def entries_of(
 
 def left_out_for(title: str, answer: Written) -> str:
     words = ", ".join(dict.fromkeys(claim.text for claim in answer.unsupported))
-    return one_line(f"No answer for {title[:60]}: every try states what nothing supports ({words}).")
+    return one_line(f"No answer for {title[:60]}: {EVERY_TRY} ({words}).")
 
 
 def too_long(title: str, window: int) -> str:
@@ -81,14 +83,16 @@ def too_long(title: str, window: int) -> str:
 
 def account(entries: list[dict]) -> str:
     """How many titles got an answer, and why others got none."""
-    faults: dict[str, int] = {}
-    for entry in entries:
-        if error := entry.get("error"):
-            kind = "states what nothing supports" if "every try" in error else error.removeprefix("No answer: ")
-            faults[kind.partition(":")[0].rstrip(".")] = faults.get(kind.partition(":")[0].rstrip("."), 0) + 1
-    parts = [f"{len(entries) - sum(faults.values()):,} answered"]
+    faults = Counter(fault_of(entry["error"]) for entry in entries if "error" in entry)
+    parts = [f"{len(entries) - faults.total():,} answered"]
     parts += [f"{count:,} without an answer ({fault})" for fault, count in faults.items()]
     return f"{len(entries):,} titles: {', '.join(parts)}."
+
+
+def fault_of(error: str) -> str:
+    """The kind of it, without the title."""
+    kind = "states what nothing supports" if EVERY_TRY in error else error.removeprefix("No answer: ")
+    return kind.partition(":")[0].rstrip(".")
 
 
 class Answers:

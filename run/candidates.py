@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from catalogue.claims import Claim, Claims
+from catalogue.claims import Claim, Claims, repeated
 from model.load import context_length
 from model.sample import Answer, Sampling, write
 from run.micro_batch import smaller_micro_batch
@@ -151,6 +151,6 @@ class Writer:
         """First in order: the fewest unsupported claims, then the most facts of the title, then the likeliest."""
         text = decode(self.encoder.tokenizer, answer.ids, self.encoder.template.stop)
         unsupported = self.claims.unsupported(text, texts) if self.claims else []
-        facts = self.claims.facts(texts[0], text) if self.tries > 1 else 0
+        facts = len(repeated(text, texts[0])) if self.tries > 1 else 0  # of the title
         order = len(unsupported), -facts, not answer.stopped, -answer.log_p, answer.number
         return order, Written(text, answer.stopped, unsupported)

@@ -109,7 +109,7 @@ class TrainConfig:
         "none", "show the log there too, where it is installed", choices=("none", "tensorboard", "wandb")
     )
     save_steps: int = option(500, "steps between two checkpoints", least=1)
-    save_total_limit: int = option(1, "checkpoints that are kept; only the newest with AdamW's moments", least=1)
+    save_total_limit: int = option(1, "checkpoints that are kept; the moments of the newest only", least=1)
     load_best_model_at_end: bool = option(
         False, "keep the checkpoint with the lowest validation loss too, and make it the final model"
     )

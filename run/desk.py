@@ -10,12 +10,12 @@ from pathlib import Path
 from uuid import uuid4
 
 from catalogue.fields import attribute_name
-from run.answers import Answers
+from run.answers import Answers, entries_of
 from run.candidates import Prompt, Writer
 from run.cli import UsageError, check_number
 from run.device import Machine
 from run.sources import Sources
-from run.titles import Asked, read_titles
+from run.titles import read_titles
 from text.errors import DataError
 from text.stream import Record, given
 
@@ -23,7 +23,7 @@ MOST_CHARS = 2000  # of a title or a value; of an answer or its correction ten t
 MOST_ATTRIBUTES = 30
 MOST_CANDIDATES = 16
 SOURCES = 3  # products beside an answer, unless told
-MOST_TITLES = 500  # of a table; longer ones are for --titles, which can be stopped and goes faster
+MOST_TITLES = 500  # of a table; longer ones are for --titles, which can be stopped
 VERDICTS = ("accept", "edit", "reject")
 
 
@@ -38,9 +38,19 @@ class Refused(ValueError):
 class Desk:
     """A model, the one before it, the catalogue, and the file of corrections."""
 
-    def __init__(self, writer: Writer, base: Callable[[], Writer], sources: Sources, machine: Machine, file: Path):
-        """`base` loads the model as it was before training, on the first wish; corrections go to `file`."""
-        self._writers = {"after": lambda: writer, "before": base}
+    def __init__(
+        self,
+        writer: Writer,
+        base: Callable[[], Writer],
+        sources: Sources,
+        machine: Machine,
+        file: Path,
+        strict: bool = False,
+    ):
+        """`base` loads the model as it was before training, on the first wish; corrections go to `file`. `strict`:
+        tables get no answer that states what nothing supports."""
+        self._writers: dict[str, Writer | None] = {"after": writer, "before": None}
+        self._base, self._strict = base, strict
         sources.count = sources.count or SOURCES
         self._sources, self._machine, self.file = sources, machine, file
 
@@ -51,10 +61,10 @@ class Desk:
             raise Refused("which is before or after.")
         count = number_of(asked, "candidates", 4, 1, MOST_CANDIDATES)
         temperature = number_of(asked, "temperature", 0.7, 0, 2)
-        if callable(self._writers[which]):
+        if self._writers[which] is None:
             try:
-                self._writers[which] = self._writers[which]()
-            except Exception as error:
+                self._writers[which] = self._base()
+            except Exception as error:  # no memory for it, no network: the page goes on without
                 print(error, file=sys.stderr)
                 raise Refused("The model before training cannot be had; the terminal says why.", 503) from None
         writer = self._writers[which]
@@ -90,25 +100,14 @@ class Desk:
                 raise Refused("This table cannot be read; it needs a column called title, nome or titulo.") from None
             if not 0 < len(titles.asked) <= MOST_TITLES:
                 raise Refused(f"A table of 1 to {MOST_TITLES} titles, please; longer ones: generate.py --titles.")
+            records = [title.record(self._sources.attributes, {}) for title in titles.asked]
+            numbered = list(zip(range(len(records)), titles.asked, records, strict=True))
             answers = Answers(out, titles, {})
-            for title in titles.asked:
-                answers.add(self._entry(title))
+            with self._machine.autocast():
+                for entry in entries_of(self._writers["after"], numbered, self._sources, self._strict):
+                    answers.add(entry)
             answers.finish(copies=1)
             return out.read_bytes()
-
-    def _entry(self, title: Asked) -> dict:
-        try:
-            found = self.answer(title.record(self._sources.attributes, {}))
-        except Refused as error:
-            return {"answer": "", "error": str(error)}
-        best, note = (
-            found["candidates"][0],
-            {} if found["taught"] else {"note": "nothing in the catalogue resembles this"},
-        )
-        return {
-            "answer": best["text"],
-            "unsupported": [{"text": best["text"][a:b]} for a, b in best["unsupported"]],
-        } | note
 
     def verdict(self, given_: dict) -> dict:
         """Append a correction. What is rejected keeps an empty content, so data_prep.py counts it and leaves it out."""

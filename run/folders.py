@@ -27,7 +27,7 @@ from run.files import MANIFEST, DamagedCheckpoint, read_json, remove_folder, ver
 from run.metrics import read_metrics
 
 CONFIG = "train_config.json"
-OPTIMIZER = "optimizer.safetensors"  # AdamW's moments: two thirds of a checkpoint, and only in the newest
+OPTIMIZER = "optimizer.safetensors"  # the optimizer's moments: up to two thirds of a checkpoint, and only in the newest
 
 
 def new_run(output_dir: Path, name: str | None, model_name: str) -> Path:
@@ -175,7 +175,7 @@ def remove_old_checkpoints(run: Path, newest: Path, keep: int, keep_best: bool =
 
 
 def drop_optimizer(checkpoint: Path) -> None:
-    """Remove AdamW's moments: first from the manifest, then from the disk, so the checkpoint is whole throughout."""
+    """Remove the optimizer's moments: first from the manifest, then from the disk: it is whole throughout."""
     if not (checkpoint / OPTIMIZER).exists():
         return
     try:

@@ -84,3 +84,27 @@ def test_a_processor_that_gains_nothing_keeps_its_layers(monkeypatch):
     model = tiny_gpt2(300)
     ours.use_onednn(model)
     assert not any(isinstance(m, (ours.OneDnnConv1D, ours.OneDnnLinear)) for m in model.modules())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 32, 33])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_few_rows_from_the_other_side_are_the_same(rows, with_bias):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, rows, 24), torch.randn(40, 24), torch.randn(40) if with_bias else None
+    found = ours.few_rows(x, weight, bias)
+    assert (found is None) == (rows > ours.FEW_ROWS)
+    if found is not None:
+        torch.testing.assert_close(found, torch_linear(x, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours.few_rows(x, weight, bias) is None
+    assert ours.few_rows(x.bfloat16(), weight.bfloat16(), None) is None
+
+
+def test_a_model_that_is_asked_keeps_names_weights_and_answers(monkeypatch):
+    monkeypatch.setattr(ours, "is_amd", lambda: True)
+    model, ids = tiny_gpt2(), torch.arange(5, 12)[None]
+    before, logits = {name: value.clone() for name, value in model.state_dict().items()}, model(ids).logits
+    ours.use_few_rows(model)
+    assert isinstance(model.lm_head, ours.FewRowsLinear)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model(ids).logits, logits)
