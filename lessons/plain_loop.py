@@ -30,7 +30,7 @@ WARMUP = math.ceil(0.03 * STEPS)  # steps in which the learning rate rises from 
 
 def main(train_file: Path = Path("data/train.jsonl"), dtype: torch.dtype = torch.float32) -> None:
     file = RecordFile(train_file)  # missing? `python train.py --max_steps 1` prepares the bundled catalogue
-    tokenizer = train_bpe((QA.prompt_for(QA.asked(r)) + QA.answer_for(r["content"]) for r in file), POCKET_VOCABULARY)
+    tokenizer = train_bpe(map(QA.text_of, file), POCKET_VOCABULARY, QA.phrases)
     encoder, model = Encoder(tokenizer, QA, 256), pocket_model(tokenizer, 256, SEED).to(dtype).train()
     matrices, vectors = [p for p in model.parameters() if p.ndim >= 2], [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]

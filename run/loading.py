@@ -70,8 +70,7 @@ def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrai
     if weights is None:
         template = choose_template(config.template, config.language)
         some = islice(train_file, RECORDS_FOR_BPE)
-        texts = (template.prompt_for(template.asked(r)) + template.answer_for(r["content"]) for r in some)
-        tokenizer = train_bpe(texts, POCKET_VOCABULARY)
+        tokenizer = train_bpe(map(template.text_of, some), POCKET_VOCABULARY, template.phrases)
         model = pocket_model(tokenizer, config.max_length, config.seed, config.dropout)
     else:
         model = load_model(weights, config.dropout, config.load_in_4bit, session.machine.dtype)

@@ -29,7 +29,7 @@ def test_an_orthogonal_matrix_has_no_short_direction(shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     lengths = torch.logspace(0, -2, min(shape))  # a hundred times shorter at the end
-    found = orthogonal(u * lengths @ v)
+    [found] = orthogonal([u * lengths @ v])
     inside = u.T @ found @ v.T  # diagonal where the singular vectors are the same
     assert (inside - inside.diag().diag()).abs().max() < 1e-3
     assert inside.diag().min() > 0.6 and inside.diag().max() < 1.3

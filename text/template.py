@@ -43,6 +43,11 @@ class Template:
             if text.count(place) != 1:
                 raise ValueError(f"{text!r} does not contain {place} once")
 
+    @property
+    def phrases(self) -> list[str]:
+        """What the prompt says around every title. A space beside the title is the title's, as in other text."""
+        return [part.strip(" ") for part in self.prompt.split("{title}") if part.strip(" ")]
+
     def asked(self, record: dict) -> str:
         """What stands in the place of the title: the title, or a question, and behind it the attributes if any, in the
         order of their names: a model that learned them in one order copies them worse from another."""
@@ -56,6 +61,10 @@ class Template:
 
     def answer_for(self, content: str) -> str:
         return self.answer.replace("{content}", content)
+
+    def text_of(self, record: dict) -> str:
+        """A whole record: its prompt and its answer, without the end token."""
+        return self.prompt_for(self.asked(record)) + self.answer_for(record["content"])
 
     def chat_template(self, opening: str = "") -> str:
         """The same template in Jinja: a user message is a title, an assistant message its description.
