@@ -26,7 +26,8 @@ from text.stream import steps_per_epoch
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
 SOME_STEPS, MOST_EPOCHS = 1300, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
-# Tokens x width at once on a CPU, where more take more memory and no less time: 1,024 tokens of DistilGPT-2, 4,096 of pocket.
+# Tokens times width at once on a CPU, where more take more memory and no less time: 1,024 tokens of DistilGPT-2, 4,096
+# of pocket.
 CPU_NUMBERS = 1024 * 768
 
 
