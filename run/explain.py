@@ -14,6 +14,7 @@ from textwrap import fill
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from catalogue.page import as_text, page, row, section, table_of, tiles_of
@@ -52,8 +53,10 @@ class Check:
         return self.difference <= self.at_most  # nan never does
 
     def __str__(self) -> str:
-        how = "exactly" if self.difference == 0 else f"within {self.difference:.0e}"
-        return f"✓ {self.what}: {how}" if self.holds else f"✗ {self.what}: NOT SO, {self.difference:.2e} apart"
+        if not self.holds:
+            return f"✗ {self.what}: NOT SO, {self.difference:.2e} apart"
+        how = f"within {self.difference:.0e}" if self.difference else "exactly"
+        return f"✓ {self.what}" + (f": {how}" if self.at_most else "")  # at most 0: true or not
 
 
 @dataclass
@@ -124,9 +127,10 @@ def explained(
     ]
     path = Path(session.command.config.output_dir) / "explain.html"
     write_text(path, as_page(config.model_name_or_path, tiles, parts))
-    for part in parts:
-        show(part)
-    print(f"\nThe same as a page: {path}. Nothing else was kept: this was no training.")
+    with tqdm.external_write_mode():  # the bar of the loop steps aside
+        for part in parts:
+            show(part)
+        print(f"\nThe same as a page: {path}. Nothing else was kept: this was no training.")
     if failed := [str(check) for part in parts for check in part.checks if not check.holds]:
         raise RuntimeError("; ".join(failed))
 
@@ -194,7 +198,8 @@ def the_record(picture: Picture, tokenizer: PreTrainedTokenizerBase) -> Part:
         "answer. In brackets: predicted as well, but not in the loss."
     )
     chips = "".join(
-        f'<span class="{"hit" if i >= first else "chip"}">{as_text(piece)}</span>' for i, piece in enumerate(pieces)
+        f'<span class="{"hit" if i >= first else ""}">{as_text(one_line(piece))}</span>'
+        for i, piece in enumerate(pieces)
     )
     middle = {0, 1, *range(first - 2, first + 4), length - 2, length - 1}
     shown = []
@@ -268,23 +273,23 @@ def seen(picture: Picture) -> Forward:
 
 
 def the_logits(picture: Picture, tokenizer: PreTrainedTokenizerBase, loss: float) -> Part:
-    p = picture.logits.softmax(dim=0)
+    log_p = picture.logits.log_softmax(dim=0)
+    p = log_p.exp()
     best, target = p.topk(min(5, len(p))).indices.tolist(), picture.target
     tokens = best + [target] * (target not in best)
     pieces = dict(zip(tokens, pieces_of(tokenizer, tokens), strict=True))
-    rows = [
-        [quoted(pieces[i]), str(i), f"{picture.logits[i]:.4f}", f"{p[i]:.6f}", f"{-p[i].log():.4f}",
-         "the right one" if i == target else ""] for i in tokens
-    ]  # fmt: skip
+    names = {i: quoted(pieces[i]) + " (right)" * (i == target) for i in tokens}
+    rows = [[names[i], str(i), f"{picture.logits[i]:.4f}", f"{p[i]:.6f}", f"{-log_p[i]:.4f}"] for i in tokens]
     (behind,) = pieces_of(tokenizer, [picture.row.ids[picture.place - picture.start]])
     lead = (
         f"At place {picture.place}, behind {quoted(behind)}, the model gives each of {len(p):,} pieces a score; "
-        f"softmax makes probabilities p of them. The loss of the place is -ln p of the right one: {-p[target].log():.4f}. Were all pieces as likely it would be "
-        f"ln {len(p):,} = {math.log(len(p)):.4f}. The mean over the {picture.batch.supervised:,} supervised tokens of "
-        f"the step is {loss:.4f}."
+        "softmax makes probabilities p of them. Here are the five likeliest and the right one. The loss of the place "
+        f"is -ln p of the right one: {-log_p[target]:.4f}. Were all pieces as likely it would be ln {len(p):,} = "
+        f"{math.log(len(p)):.4f}. The mean over the {picture.batch.supervised:,} supervised tokens of the step is "
+        f"{loss:.4f}."
     )
-    bars = [(quoted(pieces[i]), f"{p[i]:.6f}", (p[i] / p.max()).item(), "") for i in tokens]
-    head = ["the likeliest, and the right one", "id", "logit", "p", "-ln p", ""]
+    bars = [(names[i], f"{p[i]:.6f}", (p[i] / p.max()).item(), " class=out" * (i == target)) for i in tokens]
+    head = ["piece", "id", "logit", "p", "-ln p"]
     return Part("Logits of one place", lead, head, rows, bars)
 
 
@@ -404,8 +409,8 @@ def the_update(first: Picture, last: Picture, microscope: Microscope, tokenizer:
     row = f", the row of {quoted(pieces_of(tokenizer, [microscope.place[0]])[0])} in the head" * (
         microscope.weight is microscope.model.get_output_embeddings().weight
     )
-    lead = f"{name}{row}. {still}Whatever the size of g, a first update has about that of lr."
-    head = ["", "", f"step {first.number}", f"step {last.number}"]
+    lead = f"{name}{row}. {still}An update has about the size of lr, whatever that of g."
+    head = ["", "", *(f"step {picture.number}{', skipped' * picture.skipped}" for picture in (first, last))]
     return Part(title, lead, head, rows, checks=checks)
 
 
@@ -458,21 +463,13 @@ def the_adapter(first: Picture, last: Picture, microscope: Microscope, machine: 
         x, y = last.lora
         wx, now = layer.base(x[None])[0].float(), layer(x[None])[0].float()
     correction = s * (b @ (a @ x.float()))
+    norms = {kind: [f"step {p.number}: {p.kinds[kind]:.3g}" for p in (first, last)] for kind in ("lora_A", "lora_B")}
     rows = [
         ["frozen", f"{short(frozen)} numbers, without gradient, without m and v"],
-        [
-            "trained",
-            f"{short(trained)} numbers in {len(lora_layers(model))} layers: {trained / (frozen + trained):.2%}",
-        ],
+        ["trained", f"{short(trained)} in {len(lora_layers(model))} layers: {trained / (frozen + trained):.2%}"],
         ["here", f"W x -> {shape(wx.shape)}, A {shape(a.shape)}, B {shape(b.shape)}, s = {s:g}"],
-        [
-            "gradient norm of all A",
-            ", ".join(f"step {p.number}: {p.kinds.get('lora_A', 0.0):.3g}" for p in (first, last)),
-        ],
-        [
-            "gradient norm of all B",
-            ", ".join(f"step {p.number}: {p.kinds.get('lora_B', 0.0):.3g}" for p in (first, last)),
-        ],
+        ["gradient norm of all A", ", ".join(norms["lora_A"])],
+        ["gradient norm of all B", ", ".join(norms["lora_B"])],
         [f"|W x| in step {last.number}", f"{wx.norm():.6g}"],
         ["|s B A x| in it", f"{(y.float() - wx).norm():.3g}"],
         ["|s B A x| after it", f"{correction.norm():.3g}"],
@@ -534,7 +531,7 @@ def show(part: Part) -> None:
         write(f"\n{text}\n", [(start + 1, end + 1) for start, end in spans]) if write else print(f"\n{text}")
     table = [part.head, *part.rows] if part.rows else []
     widths = [max(len(line[i]) for line in table) for i in range(len(part.head))]
-    print(*(["", *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table)]), sep="\n")
+    print("", *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table), sep="\n")
     if part.bars and not part.rows:
         name_width, width = (max(len(bar[i]) for bar in part.bars) for i in (0, 1))
         for name, shown, length, _ in part.bars:
