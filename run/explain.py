@@ -28,7 +28,7 @@ from run.device import Machine
 from run.files import write_text
 from run.memory import MemoryPlan
 from run.metrics import read_metrics
-from run.microscope import AdamW, Forward, Matrix, Microscope, Picture, logits_gradient
+from run.microscope import AdamW, Forward, Matrix, Microscope, Picture, correction_of, logits_gradient
 from run.report import curve
 from run.session import Session
 from run.state import TrainState
@@ -459,10 +459,10 @@ def the_adapter(first: Picture, last: Picture, microscope: Microscope, machine: 
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     a, b, s = layer.lora_A, layer.lora_B, layer.lora.scaling
+    x, y, correction = last.lora
     with machine.autocast():
-        x, y = last.lora
         wx, now = layer.base(x[None])[0].float(), layer(x[None])[0].float()
-    correction = s * (b @ (a @ x.float()))
+    moved = correction_of(layer, x)
     norms = {kind: [f"step {p.number}: {p.kinds[kind]:.3g}" for p in (first, last)] for kind in ("lora_A", "lora_B")}
     rows = [
         ["frozen", f"{short(frozen)} numbers, without gradient, without m and v"],
@@ -471,16 +471,18 @@ def the_adapter(first: Picture, last: Picture, microscope: Microscope, machine: 
         ["gradient norm of all A", ", ".join(norms["lora_A"])],
         ["gradient norm of all B", ", ".join(norms["lora_B"])],
         [f"|W x| in step {last.number}", f"{wx.norm():.6g}"],
-        ["|s B A x| in it", f"{(y.float() - wx).norm():.3g}"],
-        ["|s B A x| after it", f"{correction.norm():.3g}"],
+        ["|s B A x| in it", f"{correction.norm():.3g}"],
+        ["|s B A x| after its update", f"{moved.norm():.3g}"],
     ]
     lead = (
         f"y = W x + s B (A x), looked at in {name} for one token. W stays as it is. B begins at 0, so the model begins "
         "as it was, and A has no gradient until B has moved: what comes back to it passes through B."
     )
-    stray = Check("no frozen weight has a gradient", len(first.strays) + len(last.strays), 0)
-    same = Check("W x + s B (A x) by hand is what the layer gives", apart(wx + correction, now), exact)
-    return Part("LoRA: what is frozen, and what is added", lead, ["", ""], rows, checks=[stray, same])
+    checks = [Check("no frozen weight has a gradient", len(first.strays) + len(last.strays), 0)]
+    if not layer.lora.dropout:
+        checks.append(Check("W x + s B (A x) by hand is what the layer gave", apart(wx + correction, y.float()), exact))
+    checks.append(Check("and what it gives after the update", apart(wx + moved, now), exact))
+    return Part("LoRA: what is frozen, and what is added", lead, ["", ""], rows, checks=checks)
 
 
 # -- memory and time --------------------------------------------------------------------------------------------------
@@ -529,7 +531,7 @@ def show(part: Part) -> None:
     if text:
         write = getattr(sys.stdout, "write_marked", None)
         write(f"\n{text}\n", [(start + 1, end + 1) for start, end in spans]) if write else print(f"\n{text}")
-    table = [part.head, *part.rows] if part.rows else []
+    table = [part.head, *part.rows] if any(part.head) else part.rows
     widths = [max(len(line[i]) for line in table) for i in range(len(part.head))]
     print("", *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table), sep="\n")
     if part.bars and not part.rows:
@@ -546,7 +548,7 @@ def as_page(model: str, tiles: list[tuple[str, str]], parts: list[Part]) -> str:
     for part in parts:
         content = [part.html]
         if part.rows:
-            content.append(table_of(part.rows, part.head))
+            content.append(table_of(part.rows, part.head if any(part.head) else None))
         if part.bars:
             lines = (row(f"<td>{as_text(n)}</td>", [as_text(shown)], 100 * x, css) for n, shown, x, css in part.bars)
             content.append(f"<table>{''.join(lines)}</table>")

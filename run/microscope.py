@@ -85,7 +85,7 @@ class Picture:
     state_bytes: int = 0
     adamw: AdamW | None = None
     matrix: Matrix | None = None
-    lora: tuple[Tensor, Tensor] | None = None  # x (in,) and y (out,) of one token in the layer that is looked at
+    lora: tuple[Tensor, Tensor, Tensor] | None = None  # x (in,), y and s B A x (out,) of one token in that layer
     strays: list[str] = field(default_factory=list)  # frozen weights that have a gradient: there should be none
     skipped: bool = False
 
@@ -182,7 +182,8 @@ class Microscope:
 
     def _lora_passed(self, layer: LoraLinear, inputs, output: Tensor) -> None:
         if torch.is_grad_enabled():
-            self.picture.lora = inputs[0][0, -1].detach().clone(), output[0, -1].detach().clone()
+            x = inputs[0][0, -1].detach().clone()
+            self.picture.lora = x, output[0, -1].detach().clone(), correction_of(layer, x)
 
     def _update_begins(self, optimizer, inputs, options) -> None:
         picture = self.picture
@@ -253,6 +254,12 @@ class Microscope:
             d_logits = logits_gradient(logits.detach(), picture.target, picture.batch.supervised)
             (picture.d_hidden,) = torch.autograd.grad(logits, hidden, d_logits)
         picture.logits = logits.detach()
+
+
+@torch.no_grad()
+def correction_of(layer: LoraLinear, x: Tensor) -> Tensor:
+    """s B (A x) by hand, in fp32 and without dropout: (in,) -> (out,)."""
+    return layer.lora.scaling * (layer.lora_B @ (layer.lora_A @ x.float()))
 
 
 def logits_gradient(logits: Tensor, target: int, supervised: int) -> Tensor:
