@@ -92,7 +92,7 @@ def explained(
     for batch in train_loader:
         last = picture_of(batch, state)
         if first is None:
-            first, microscope = last, Microscope(model, optimizer, scaler, last.target)
+            first, microscope = last, Microscope(session.machine, model, optimizer, scaler, last.target)
             losses = two_ways(model, first, session.machine)
         with microscope.looking_at(last):
             yield batch

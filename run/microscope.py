@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 
 from model.lora import LoraLinear, blocks_of, linear_layers, lora_layers
 from model.loss import head_of
+from run.device import Machine
 from text.batch import FlatBatch, Row, StepBatch
 
 FORWARD, LOSS, BACKWARD = "forward, through the blocks", "head and loss, with their gradient", "backward, and clipping"
+PIECES = 8192  # of the vocabulary at once
 UPDATE, AROUND = "the optimizer's update", "moving the batch, and what looks after the loop"
 
 
@@ -102,9 +104,16 @@ class Picture:
 class Microscope:
     """Takes a `Picture` of what happens inside `with looking_at(picture)`."""
 
-    def __init__(self, model: PreTrainedModel, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler, token: int):
+    def __init__(
+        self,
+        machine: Machine,
+        model: PreTrainedModel,
+        optimizer: torch.optim.AdamW,
+        scaler: torch.amp.GradScaler,
+        token: int,
+    ):
         """`token`: whose row of the head has the number that is followed, if the head is AdamW's."""
-        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.machine, self.model, self.optimizer, self.scaler = machine, model, optimizer, scaler
         self.names = {p: name for name, p in model.named_parameters()}
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         mine = getattr(optimizer, "hidden", set())  # Muon's
@@ -143,7 +152,7 @@ class Microscope:
 
     def _now(self, doing: str) -> None:
         """From here on the time is that of `doing`."""
-        if self.model.device.type == "cuda":
+        if self.machine.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
         self.picture.seconds[self._doing] += now - self._since
@@ -197,7 +206,7 @@ class Microscope:
         layers, kinds = Counter(), Counter()
         for p, name in self.names.items():
             if p.grad is not None:
-                square = float(p.grad.double().square().sum())
+                square = torch.linalg.vector_norm(p.grad, dtype=torch.float64).item() ** 2
                 layers[layer_of(name)] += square
                 kinds[name.rpartition(".")[2]] += square
                 picture.gradient_bytes += p.grad.nbytes
@@ -246,14 +255,16 @@ class Microscope:
 
     def _look_at_the_logits(self, picture: Picture) -> None:
         """Before the weights move: the logits of one place from the hidden state that passed there, and what their
-        gradient is for it."""
-        hidden = picture.forwards[picture.micro_batch].hidden[picture.place].float().requires_grad_()
-        with torch.enable_grad():
+        gradient is for it. In fp32, some pieces at a time: a frozen head lies in half precision and may be large."""
+        hidden = picture.forwards[picture.micro_batch].hidden[picture.place].clone().requires_grad_()
+        with torch.enable_grad(), self.machine.autocast():
             rows, head = head_of(self.model, hidden[None])
-            logits = (rows.float() @ head.detach().float().T)[0]
-            d_logits = logits_gradient(logits.detach(), picture.target, picture.batch.supervised)
-            (picture.d_hidden,) = torch.autograd.grad(logits, hidden, d_logits)
-        picture.logits = logits.detach()
+        parts = head.detach().split(PIECES)
+        logits = torch.cat([part.float() @ rows[0].detach().float() for part in parts])
+        d_logits = logits_gradient(logits, picture.target, picture.batch.supervised)
+        d_row = sum(d @ part.float() for d, part in zip(d_logits.split(PIECES), parts, strict=True))
+        (d_hidden,) = torch.autograd.grad(rows, hidden, d_row[None].to(rows.dtype))
+        picture.logits, picture.d_hidden = logits, d_hidden.float()
 
 
 @torch.no_grad()
