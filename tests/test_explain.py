@@ -176,6 +176,7 @@ def test_the_page_stands_alone_and_text_stays_text(tmp_path, explained, gpt2_fol
     tags = Tags(page)
     assert not tags.tags & {"script", "link", "img", "iframe", "object", "form", "base"}
     assert "url(" not in page and "@import" not in page
+    assert '">&lt;</span>' in page and "><</span>" not in page  # a token of its own
     assert '<script>alert("1")</script>' in tags.text and "Record <b>U" in tags.text and page.count("<b>") == 4  # tiles
     assert not set(page) & {"\x1b", "\x00", "\u202e"} and not set(said) & {"\x1b", "\x00", "\u202e"}
 
