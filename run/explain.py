@@ -120,7 +120,7 @@ def explained(
         (f"{log[0]['loss']:.4f}", "loss of the first step, nats per supervised token"),
         (f"{math.log(len(first.logits)):.4f}", f"ln {len(first.logits):,}: of a model that knows nothing"),
         (
-            f"{first.learning_rate:.1e}, {last.learning_rate:.1e}",
+            f"{first.learning_rate:.2g}, {last.learning_rate:.2g}",
             f"learning rate of steps {first.number}, {last.number}",
         ),
         (f"{sum(check.holds for p in parts for check in p.checks)}", "numbers computed again by hand, the same"),
@@ -227,8 +227,8 @@ def the_flat_batch(picture: Picture) -> Part:
     ]
     lead = (
         f"The {len(lengths)} records of the step have {min(lengths)} to {max(lengths)} tokens. Laid end to end they "
-        f"are {flat:,}; padded they would be {padded:,}: {1 - flat / padded:.0%} of the work is not done. The head, a "
-        f"small model's largest matrix, sees only the {supervised:,} places that predict a supervised token."
+        f"are {flat:,}; padded they would be {padded:,}: {1 - flat / padded:.0%} of the places are not computed. The "
+        f"head, a small model's largest matrix, sees only the {supervised:,} places that predict a supervised token."
     )
     bars = [(name, f"{count:,}", count / padded, css) for name, count, css in numbers]
     sent = torch.cat([batch.ids for batch in picture.micro_batches])
@@ -366,7 +366,7 @@ def adamw_by_hand(n: AdamW) -> dict[str, float]:
     m = n.beta1 * n.m + (1 - n.beta1) * n.g
     v = n.beta2 * n.v + (1 - n.beta2) * n.g**2
     m_hat, v_hat = m / (1 - n.beta1**n.t), v / (1 - n.beta2**n.t)
-    update = -n.lr * (m_hat / (math.sqrt(v_hat) + n.eps) + n.weight_decay * n.w)
+    update = 0.0 - n.lr * (m_hat / (math.sqrt(v_hat) + n.eps) + n.weight_decay * n.w)  # 0 and not -0
     return {"m": m, "v": v, "m_hat": m_hat, "v_hat": v_hat, "update": update, "w": n.w + update}
 
 
@@ -401,7 +401,7 @@ def the_update(first: Picture, last: Picture, microscope: Microscope, tokenizer:
         step = f"step {picture.number}"
         checks.append(Check(f"{step}, m", abs(x.m_after - mine["m"]), 1e-5 * abs(mine["m"])))
         checks.append(Check(f"{step}, v", abs(x.v_after - mine["v"]), 1e-5 * mine["v"]))
-        rounding = 2**-22 * abs(x.w) + 1e-5 * abs(mine["update"])  # w' is fp32
+        rounding = 2**-22 * abs(x.w) + 1e-5 * abs(mine["update"]) + 1e-30  # w' is fp32
         checks.append(Check(f"{step}, w'", abs(x.w_after - mine["w"]), rounding))
     still = "Step 1 has the learning rate 0, so nothing moves: it only starts the averages m and v. " * (
         not first.learning_rate
@@ -537,7 +537,7 @@ def show(part: Part) -> None:
     if part.bars and not part.rows:
         name_width, width = (max(len(bar[i]) for bar in part.bars) for i in (0, 1))
         for name, shown, length, _ in part.bars:
-            print(f"  {name:{name_width}}  {shown:>{width}}  {'#' * round(BAR * length)}")
+            print(f"  {name:{name_width}}  {shown:>{width}}  {'#' * round(BAR * length)}".rstrip())
     for check in part.checks:
         print(f"  {check}")
 
