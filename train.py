@@ -3,6 +3,7 @@
     python train.py                              the bundled catalogue if no data was prepared; no download on a CPU
     python train.py --model distilgpt2           fine-tune DistilGPT-2
     python train.py --resume                     go on with the newest run
+    python train.py --explain                    look into the first two steps, number by number
 
 All of the learning is `forward_backward` and the loop at the end of `main`: read them first. What stands before them
 makes the objects that they use: each has one concern and, where it acts in training, one line in the loop. The same
@@ -22,6 +23,7 @@ from model.muon import Muon, hidden_matrices
 from run.checkpoint import CheckpointManager
 from run.cli import INTERRUPTED, run_script
 from run.data import make_train_loader, open_data
+from run.explain import explained
 from run.guard import NonFiniteGuard
 from run.loading import add_lora, load_for_training, use_flat_batches
 from run.log import MetricLogger, Stopwatch
@@ -82,7 +84,11 @@ def main(command: Command) -> int:
     metrics = MetricLogger(state, plan, session.folder, machine.device, stopwatch, ranks, config.report_to)
     train_loader = make_train_loader(session, data, encoder, state, plan.total_steps)
     stop = StopRequest()  # Ctrl-C from here on: the step is finished and everything saved
-    print(f"\nTraining into {session.folder}. Ctrl-C saves and stops.")
+    if command.explain:  # the first two steps as they are, with pictures taken around them; nothing is saved
+        stop.over()
+        train_loader = explained(train_loader, session, model, encoder, optimizer, scaler, state, memory)
+    else:
+        print(f"\nTraining into {session.folder}. Ctrl-C saves and stops.")
 
     # ---- loop: one turn is one optimizer step
     def forward_backward(micro_batches: list[FlatBatch], supervised: int) -> Tensor:
@@ -125,6 +131,8 @@ def main(command: Command) -> int:
             return INTERRUPTED
 
     # ---- end: the best weights if they are asked for, the finished model, the same titles again
+    if command.explain:
+        return 0
     stop.over()
     if config.load_best_model_at_end:
         checkpoints.load_best()

@@ -35,6 +35,10 @@ grid-template-columns:repeat(auto-fit,minmax(230px,1fr))}.answers div{border:1px
 padding:10px 12px;font-size:14px;overflow-wrap:anywhere;max-height:320px;overflow-y:auto}
 .answers small{display:block;color:var(--soft)}h1,h3{overflow-wrap:anywhere}.wide{overflow-x:auto}
 .wide td,.wide th{overflow-wrap:break-word}.wide td:nth-child(n+2){min-width:72px}
+.tokens{line-height:2;margin:0 0 12px;overflow-wrap:anywhere;white-space:pre-wrap}.tokens span{padding:1px 0;
+border:1px solid var(--line);border-radius:3px}.tokens .hit{border-color:var(--blue)}
+.checks{margin:12px 0 0;padding:0;list-style:none;color:var(--soft);font-size:14px}
+summary{cursor:pointer;color:var(--blue);margin-bottom:12px}
 @media(max-width:700px){main{padding:24px 12px}section{padding:16px}.curves{grid-template-columns:1fr}}
 """
 

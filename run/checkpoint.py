@@ -55,6 +55,8 @@ class CheckpointManager:
         """
         session = self.session
         session.create_folder()
+        if session.command.explain:  # nobody goes on with it
+            return
         before = samples.answers()
         first = self._weights() if session.from_scratch else None
         if session.ranks.is_main:

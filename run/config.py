@@ -147,12 +147,13 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Command:
-    """What `python train.py ...` asks for: the options, and the two things that are not the run's own."""
+    """What `python train.py ...` asks for: the options, and the three things that are not the run's own."""
 
     config: TrainConfig
     given: dict  # the options that the user named, on the command line or in a recipe
     resume: str | None  # None, NEWEST, or a run or checkpoint
     dry_run: bool
+    explain: bool = False
 
 
 def parse_train(args: list[str] | None = None) -> Command:
@@ -186,6 +187,9 @@ def parse_train(args: list[str] | None = None) -> Command:
         help="go on with a run: its folder or a checkpoint; without a value the newest run",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--explain", action="store_true", help="look into the first two steps, write explain.html, and stop"
+    )
     asked = vars(parser.parse_args(args))
     # A second pass without defaults tells what was named from what was not.
     parser.set_defaults(**dict.fromkeys(asked, MISSING))
@@ -197,7 +201,12 @@ def parse_train(args: list[str] | None = None) -> Command:
             given["run_name"]
         ):  # a run that is there has its own
             raise UsageError(f"run_name: {given['run_name'][:60]!r} cannot be the name of a folder on every system.")
-        command = Command(TrainConfig(**given), given, asked["resume_from_checkpoint"], asked["dry_run"])
+        config, resume = TrainConfig(**given), asked["resume_from_checkpoint"]
+        if asked["explain"] and asked["dry_run"]:
+            raise UsageError("--dry_run takes no step, and --explain looks into two: leave one of them out.")
+        if asked["explain"] and resume is not None:
+            raise UsageError("--explain looks into the first steps of a run. Of a trained model: --model RUN/final.")
+        command = Command(config, given, resume, asked["dry_run"], asked["explain"])
         if args is None:  # the real command line: what needs no torch is said before it is loaded
             _check_what_is_there(command)
         return command

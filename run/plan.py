@@ -124,6 +124,8 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
     total_steps = config.max_steps or math.ceil(epochs * epoch_steps)
     if session.checkpoint and step_of(session.checkpoint) > total_steps:
         raise UsageError(f"{session.checkpoint} is past step {total_steps} already: name more --max_steps or --epochs.")
+    if session.command.explain and total_steps < 2:
+        raise UsageError("--explain looks into two steps, and this run has one: name more --max_steps or --epochs.")
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
 
     sample = encoder.rows([train[i] for i in range(min(len(train), 500))])

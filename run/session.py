@@ -1,5 +1,8 @@
 """One run as the command asks for it: options, machine, processes, and its place on the disk."""
 
+import atexit
+import shutil
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -69,6 +72,8 @@ def open_session(command: Command) -> Session:
     before its checkpoints are looked at.
     """
     ranks, config = start_ranks(command.config.device), command.config
+    if command.explain:
+        config = to_be_explained(config, ranks)
     folder = saved = lock = checkpoint = None
     if command.resume is not None:
         folder = ranks.from_main(lambda: run_of(command.resume, Path(config.output_dir)))
@@ -90,3 +95,13 @@ def open_session(command: Command) -> Session:
     ranks = replace(ranks, sharded=config.shard and ranks.size > 1)
     config = with_model_defaults(replace(config, model_name_or_path=name), from_scratch=name == POCKET)
     return Session(command, config, machine, ranks, why, folder, checkpoint, saved, lock)
+
+
+def to_be_explained(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The same run in a hidden folder that goes with this process, with every step in its log. Raises `UsageError`."""
+    if ranks.size > 1:
+        raise UsageError("--explain looks into one process: start it with python instead of torchrun.")
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    passing = tempfile.mkdtemp(prefix=".explain-", dir=config.output_dir)
+    atexit.register(shutil.rmtree, passing, ignore_errors=True)  # at the end, when Windows has every file closed
+    return replace(config, output_dir=passing, logging_steps=1, report_to="none")
