@@ -20,7 +20,7 @@ NEWEST = ""  # what --resume without a value means
 # Anything else would make it another run.
 CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
 CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
-CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard", "report_to"}
+CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard", "report_to", "minutes"}
 
 
 BEFORE = {"optim": "adamw", "context_share": 0.0}  # what runs had that do not say it
@@ -75,6 +75,9 @@ class TrainConfig:
         least=1e-6,
     )
     max_steps: int | None = option(None, "optimizer steps; overrides the epochs", least=1)
+    minutes: float | None = option(
+        None, "instead of both: as many steps as end in that time, measured, then fixed", least=0.01, most=2**20
+    )
     # the step
     per_device_train_batch_size: int = option(
         16, "records a step, times the accumulation", "--batch_size", least=1, most=2**16
@@ -137,6 +140,8 @@ class TrainConfig:
             raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
         if self.shard and self.optim == "muon":
             raise UsageError("shard: muon needs whole matrices, and shard divides them: leave one of them out.")
+        if self.minutes and (self.max_steps or self.num_train_epochs):
+            raise UsageError("minutes says how long a run is, and so do max_steps and epochs: name one of them.")
         if self.load_in_4bit and not self.lora:
             raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
 
@@ -271,7 +276,7 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     defaults = {
         "optim": optim,
         "learning_rate": from_nothing if from_scratch else 2e-4 if config.lora else 5e-5,
-        "num_train_epochs": None if from_scratch else 3.0,  # None: the plan counts the records
+        "num_train_epochs": None if from_scratch or config.minutes else 3.0,  # None: the plan counts the records
         "context_share": 0.1 if from_scratch else 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
@@ -297,4 +302,5 @@ def resumed(saved: dict, given: dict, where: str) -> TrainConfig:
                 f"{where} is trained with --{name} {getattr(config, name)}, and you named {value}: that would be "
                 "another run. Leave the option out, or start a new run without --resume."
             )
-    return replace(config, **given)
+    length = {"max_steps": None, "num_train_epochs": None} if "minutes" in given else {}
+    return replace(config, **length | given)
