@@ -18,7 +18,7 @@ NEWEST = ""  # what --resume without a value means
 # What may be named anew on --resume: where things are, what is said and saved, how much is computed at once, how long.
 # More steps or another device change the numbers of the steps that are left.
 # Anything else would make it another run.
-CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
+CHANGEABLE = {"data_dir", "replay", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
 CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
 CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard", "report_to", "minutes"}
 
@@ -38,6 +38,10 @@ class TrainConfig:
         "auto", "auto, distilgpt2, any hub id, a local folder, or pocket (small, from scratch)", "--model"
     )
     data_dir: str = option("data", "folder with train.jsonl, val.jsonl and test.jsonl", "--data")
+    replay: str | None = option(
+        None, "folder with the data that the model was trained on before: some of it is trained on again"
+    )
+    replay_share: float = option(0.1, "of the records, those of --replay", least=1e-3, most=0.9)
     output_dir: str = option("checkpoints", "folder that holds the runs")
     run_name: str | None = option(None, "name of this run's folder; default: model and time")
     template: str = option("qa", "the prompt: qa, inst, chat, hf (the tokenizer's own), or a TOML file")
@@ -134,6 +138,8 @@ class TrainConfig:
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")
+        if self.replay_share != 0.1 and not self.replay:
+            raise UsageError("replay_share does nothing without replay: name the folder of the older data.")
         if self.language != "en" and self.template not in ("qa", "inst", "chat"):
             raise UsageError(f"language does nothing with the template {self.template}, which has its own.")
         if self.shard and self.load_in_4bit:

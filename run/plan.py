@@ -24,7 +24,7 @@ from run.shard import divided
 from run.units import duration, short, size, table
 from run.validation import Samples
 from text.batch import Encoder
-from text.stream import steps_per_epoch
+from text.stream import WithReplay, steps_per_epoch
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
 SOME_STEPS, MOST_EPOCHS = 1300, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
@@ -156,7 +156,7 @@ def make_plan(
     rows = [
         ("model", f"{config.model_name_or_path} ({session.why_this_model}), {parameters}"),
         ("device", f"{session.machine.name}, {session.machine.precision}"),
-        ("records", f"{len(train):,} in {train.path}, {val_records:,} to validate on"),
+        ("records", f"{records_said(data)}, {val_records:,} to validate on"),
         ("steps", f"{total_steps:,} of {session.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
         ("tokens", f"about {short(tokens)} in all"),
         (
@@ -190,6 +190,13 @@ def steps_in_time(session: Session, times: TimePlan, done: int) -> int:
         least = spent + times.left(config, done, done + 1)
         raise UsageError(f"In {minutes:g} minutes there is no time for a step; for one it takes {duration(least)}.")
     return steps
+
+
+def records_said(data: Data) -> str:
+    train = data.train
+    if isinstance(train, WithReplay):
+        return f"{len(train.new):,} in {train.path}, {train.replayed:,} again of {train.old.path}"
+    return f"{len(train):,} in {train.path}"
 
 
 def numbers_in(parameters: Iterable[Tensor]) -> int:
