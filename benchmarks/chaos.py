@@ -5,10 +5,10 @@
     python benchmarks/chaos.py --runs 10 --damages 0 --kinds muon,pocket
 
 The runs are by turns a full fine-tune of a tiny GPT-2, by AdamW and by Muon, `pocket` from scratch, LoRA beside that
-GPT-2, and LoRA beside a tiny Llama in 4-bit; all with dropout, over an epoch border, saved after each second step. A run is killed with SIGKILL after a random time, inside
-saves included, and resumed, once or twice, then left to finish. It has to end with bitwise the weights, optimizer state,
-random state and logged losses of the run of its kind that nobody disturbed; after each kill every folder that bears a
-checkpoint's name has to be whole.
+GPT-2, and LoRA beside a tiny Llama in 4-bit; all with dropout, over an epoch border, saved after each second step. A
+run is killed with SIGKILL after a random time, inside saves included, and resumed, once or twice, then left to finish.
+It has to end with bitwise the weights, optimizer state, random state and logged losses of the run of its kind that
+nobody disturbed; after each kill every folder that bears a checkpoint's name has to be whole.
 """
 
 import argparse

@@ -48,10 +48,8 @@ def open_data(session: Session) -> Data:
     now = ranks.from_main(lambda: {name: file.fingerprint() for name, file in named.items()})
     if not session.is_new and (saved := session.saved["data"]) != now:
         changed = ", ".join(name for name in now if saved.get(name) != now[name])
-        where = (
-            f"{folder} and {config.replay}: point --data and --replay" if config.replay else f"{folder}: point --data"
-        )
-        raise UsageError(f"{session.folder} is trained on another {changed} than the one in {where} at that one.")
+        at = f"{folder} and {config.replay}: point --data and --replay" if config.replay else f"{folder}: point --data"
+        raise UsageError(f"{session.folder} is trained on another {changed} than the one in {at} at that one.")
     return Data(train, val, test, now)
 
 
