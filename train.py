@@ -50,8 +50,7 @@ def main(command: Command) -> int:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     use_flat_batches(model, session, encoder, data.train)  # onto the device; records will lie end to end, no padding
-
-    memory = measure_memory(session, model)
+    memory = measure_memory(session, model)  # of a step, by its parts
     loss_fn = parallelize(model, summed_loss, machine, ranks)  # without --shard the same function
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
@@ -61,6 +60,7 @@ def main(command: Command) -> int:
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     if config.optim == "muon":  # for the blocks' matrices; AdamW keeps embeddings, norms and biases
         optimizer = Muon(groups, hidden_matrices(model), lr=config.learning_rate)
+    scaler = machine.grad_scaler()  # fp16: multiplies the loss, so that small gradients do not vanish; else nothing
 
     # ---- plan: how many steps, how much at once, how much memory, disk and time; said before the first step
     samples = Samples(session, model, encoder, data.test)  # titles that are never trained on, before and after
@@ -70,7 +70,6 @@ def main(command: Command) -> int:
         return 0
 
     # ---- what looks after the loop, an object for each concern
-    scaler = machine.grad_scaler()  # fp16: multiplies the loss, so that small gradients do not vanish; else nothing
     stopwatch = Stopwatch()
     validator = Validator(session, model, loss_fn, data.val, encoder, stopwatch)
     checkpoints = CheckpointManager(session, model, encoder, optimizer, scaler, stopwatch)
