@@ -29,6 +29,7 @@ from run.validation import Samples
 from text.batch import FlatBatch, Row, flat_batches, step_batch
 
 LEAST_STEPS, MOST_STEPS, ENOUGH = 2, 6, 1.0  # measured after one that is not: the fewest, the most, seconds
+LONG = 10.0  # seconds: one step of that length says enough, the first too
 AT_ONCE = 4  # micro-batches of a measured step at most; of the rest of a larger step more of the same
 FEW_TOKENS = 16  # of the measured answers
 SAVED_BYTES = 250e6  # a second, with checksums and flushing; twice that or half of it hardly shows in a run
@@ -130,7 +131,7 @@ def _measured_steps(
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # weights - 0 x update: what they were
-    computed = rest = tokens = 0.0
+    steps, tokens, computed, rest = 0, 0, 0.0, 0.0
     for number in range(MOST_STEPS + 1):
         mine = [rows[(number * records + i) % len(rows)] for i in range(records)]
         batch = step_batch(mine, state.micro_batch_tokens, ranks.rank, ranks.size)
@@ -142,16 +143,19 @@ def _measured_steps(
         optimizer.found_inf = (~grad_norm.isfinite()).float()  # 0 x nan is nan
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if number > 0:  # the first loads kernels and takes memory that the others find
-            computed, rest = computed + middle - begin, rest + seconds_now(machine.device) - middle
-            tokens += sum(len(row.ids) for row in mine)
-        if number >= LEAST_STEPS and ranks.any(computed + rest > ENOUGH):
+        end = seconds_now(machine.device)
+        is_long = ranks.any(end - begin > LONG)
+        if number == 0 and not is_long:  # it loads kernels and takes memory that the others find
+            continue
+        steps, tokens = steps + 1, tokens + sum(len(row.ids) for row in mine)
+        computed, rest = computed + middle - begin, rest + end - middle
+        if is_long or (steps >= LEAST_STEPS and ranks.any(computed + rest > ENOUGH)):
             break
     del optimizer.found_inf
     optimizer.state.clear()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    return computed / tokens, rest / number
+    return computed / tokens, rest / steps
 
 
 def seconds_now(device: torch.device) -> float:

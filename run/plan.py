@@ -145,24 +145,22 @@ def make_plan(
         session, model, loss_fn, optimizer, samples, sample, val_records, micro_batch_tokens, checkpoint_bytes=disk
     )
     begin_peak(device)  # what the log calls peak is that of training, not of what loading took
+    fitting = f", what fits into {config.minutes:g} minutes" if config.minutes else ""
     if config.minutes:
         total_steps = session.ranks.from_main(lambda: steps_in_time(session, times, done))
         config = session.config = replace(config, minutes=None, max_steps=total_steps)
     warmup_steps = math.ceil(config.warmup_ratio * total_steps)
     tokens = sum(len(row.ids) for row in sample) / len(sample) * session.records_per_step * total_steps
-    seconds = times.left(config, done, total_steps)
+    epochs, seconds = total_steps / epoch_steps, times.left(config, done, total_steps)
     parameters = f"{short(model.num_parameters())} parameters, {short(trainable)} trained"
     rise = "up from 0 to " if warmup_steps else ""  # so the first step of all changes nothing
     rows = [
         ("model", f"{config.model_name_or_path} ({session.why_this_model}), {parameters}"),
         ("device", f"{session.machine.name}, {session.machine.precision}"),
         ("records", f"{records_said(data)}, {val_records:,} to validate on"),
-        ("steps", f"{total_steps:,} of {session.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
+        ("steps", f"{total_steps:,} of {session.records_per_step} records ({epochs:.3g} epochs){fitting}"),
         ("tokens", f"about {short(tokens)} in all"),
-        (
-            "time",
-            f"about {duration(seconds)}{' more' if done else ''}, as fast as this machine is now",
-        ),
+        ("time", f"about {duration(seconds)}{' more' if done else ''}, as fast as this machine is now"),
         ("optimizer", OPTIMIZERS[config.optim]),
         ("learning rate", f"{rise}{config.learning_rate:.1e} at step {warmup_steps + 1:,}, then down to 0"),
         *memory.rows(micro_batch_tokens, step_tokens, available),

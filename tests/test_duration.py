@@ -107,7 +107,10 @@ def test_the_steps_are_fixed_and_a_resumed_run_is_the_same_run(
     runs = tmp_path / "runs"
     assert train("--run_name", "whole", *options) == 0
     steps = TIMES.steps_within(42, TrainConfig(save_steps=4), 0)
-    assert steps > 2 and f"steps          {steps} of 4 records" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        steps > 2 and f"steps          {steps} of 4 records" in said and "epochs), what fits into 0.7 minutes" in said
+    )
     saved = saved_options(runs / "whole")
     assert (saved["max_steps"], saved["minutes"]) == (steps, None)
     assert logged(runs / "whole")[-1]["step"] == steps and logged(runs / "whole")[-1]["learning_rate"] > 0
