@@ -9,7 +9,6 @@ every row starts from the same weights and takes the same records, but for those
 """
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
@@ -57,9 +56,11 @@ def main() -> None:
             first = folder / "runs" / "first" / "final"
         print("| options | English | Portuguese |\n|---|---:|---:|")
         for number, way in enumerate(options.only or WAYS):
-            words = re.sub(r"--replay\b", f"--replay {folder / 'en'}", way)  # not --replay_share
+            words = way.split()
+            if "--replay" in words:
+                words.insert(words.index("--replay") + 1, folder / "en")
             begun = ("--data", folder / "pt", "--model", first, "--max_steps", options.steps)
-            train(folder, str(number), *begun, *words.split())
+            train(folder, str(number), *begun, *words)
             after = folder / "runs" / str(number)
             if number == 0:
                 print(row("before", base_model_of(after), after, folder))
