@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import logged, stopped_at
+from conftest import TIMES, logged, stopped_at
 from safetensors.torch import load_file
 from test_ranks import alone, torchrun  # noqa: F401  a fixture
 
@@ -17,17 +17,10 @@ from run.duration import TimePlan
 from run.session import Session
 from run.units import duration
 
-TIMES = TimePlan(step=2.0, validation=10.0, checkpoint=5.0, before=7.0, after=3.0)
-
-
-def measured(*_, **__) -> TimePlan:
-    return TIMES
-
 
 @pytest.fixture
 def known_times(monkeypatch):
-    """A step takes two seconds here, and loading a model none."""
-    monkeypatch.setattr(run.plan, "measure_time", measured)
+    """A step takes the two seconds of TIMES, and loading a model none."""
     monkeypatch.setattr(Session, "seconds", 0.0)
 
 
@@ -83,12 +76,11 @@ def test_minutes_take_the_place_of_the_length_that_a_run_had():
 
 
 @pytest.mark.parametrize("more", [("--dropout", 0.1), ("--lora", "--lora_dropout", 0.1), ("--optim", "muon")])
-def test_what_is_measured_leaves_no_trace(train, data, gpt2_folder, tmp_path, monkeypatch, more):
+def test_what_is_measured_leaves_no_trace(train, data, gpt2_folder, tmp_path, more):
     """The same run bit by bit as one whose plan measures nothing, in its first step and in all that it ends with."""
     options = ("--model", gpt2_folder, "--max_steps", 4, "--batch_size", 4, "--logging_steps", 1, "--lr", 0.01, *more)
     options += ("--warmup_ratio", 0)
-    assert train("--run_name", "measured", *options) == 0
-    monkeypatch.setattr(run.plan, "measure_time", measured)
+    assert train("--run_name", "measured", *options, measure=True) == 0
     assert train("--run_name", "plain", *options) == 0
     same = ("step", "loss", "grad_norm", "learning_rate", "val_loss")
     logs = [[[e.get(k) for k in same] for e in logged(tmp_path / "runs" / name)] for name in ("measured", "plain")]
@@ -118,7 +110,7 @@ def test_the_steps_are_fixed_and_a_resumed_run_is_the_same_run(
         assert train("--run_name", "parts", *options) == INTERRUPTED
     slower = TimePlan(step=9.0, validation=99.0, checkpoint=9.0, before=9.0, after=9.0)
     monkeypatch.setattr(run.plan, "measure_time", lambda *_, **__: slower)  # another machine, or a busy one
-    assert train("--resume", runs / "parts") == 0
+    assert train("--resume", runs / "parts", measure=True) == 0
     one, other = (load_file(runs / name / "final" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
