@@ -52,14 +52,8 @@ def main(command: Command) -> int:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     use_flat_batches(model, session, encoder, data.train)  # onto the device; records will lie end to end, no padding
-
-    # ---- plan: how many steps, how much at once, how much memory and disk; said before the first step
-    memory = measure_memory(session, model)
+    memory = measure_memory(session, model)  # of a step, by its parts
     loss_fn = parallelize(model, summed_loss, machine, ranks)  # without --shard the same function
-    plan = make_plan(session, data, model, encoder, memory)
-    print(plan.table())
-    if command.dry_run:
-        return 0
 
     # ---- optimizer: AdamW over fp32 weights; biases and norms (one-dimensional) do not decay
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -70,10 +64,16 @@ def main(command: Command) -> int:
         optimizer = Muon(groups, hidden_matrices(model), lr=config.learning_rate)
     scaler = machine.grad_scaler()  # fp16: multiplies the loss, so that small gradients do not vanish; else nothing
 
+    # ---- plan: how many steps, how much at once, how much memory, disk and time; said before the first step
+    samples = Samples(session, model, encoder, data.test)  # titles that are never trained on, before and after
+    plan = make_plan(session, data, model, encoder, memory, loss_fn, optimizer, samples)
+    print(plan.table())
+    if command.dry_run:
+        return 0
+
     # ---- what looks after the loop, an object for each concern
     stopwatch = Stopwatch()
     validator = Validator(session, model, loss_fn, data.val, encoder, stopwatch)
-    samples = Samples(session, model, encoder, data.test)  # titles that are never trained on, before and after
     checkpoints = CheckpointManager(session, model, encoder, optimizer, scaler, stopwatch)
     if session.is_new:
         checkpoints.begin(samples, data.fingerprints)  # from here on there is a run that --resume finds

@@ -2,12 +2,13 @@
 
     python benchmarks/chaos.py                  50 runs that are killed, 24 checkpoints that are damaged
     python benchmarks/chaos.py --runs 5 --damages 4 --seed 7
+    python benchmarks/chaos.py --runs 10 --damages 0 --kinds muon,pocket
 
-The runs are by turns a full fine-tune of a tiny GPT-2, LoRA beside it, and LoRA beside a tiny Llama in 4-bit; all with
-dropout, over an epoch border, saved after each second step. A run is killed with SIGKILL after a random time, inside
-saves included, and resumed, once or twice, then left to finish. It has to end with bitwise the weights, AdamW state,
-random state and logged losses of the run of its kind that nobody disturbed; after each kill every folder that bears a
-checkpoint's name has to be whole.
+The runs are by turns a full fine-tune of a tiny GPT-2, by AdamW and by Muon, `pocket` from scratch, LoRA beside that
+GPT-2, and LoRA beside a tiny Llama in 4-bit; all with dropout, over an epoch border, saved after each second step. A
+run is killed with SIGKILL after a random time, inside saves included, and resumed, once or twice, then left to finish.
+It has to end with bitwise the weights, optimizer state, random state and logged losses of the run of its kind that
+nobody disturbed; after each kill every folder that bears a checkpoint's name has to be whole.
 """
 
 import argparse
@@ -39,6 +40,8 @@ from text.template import QA
 STEPS = 14
 KINDS = {
     "full": ("--model", "gpt2", "--dropout", 0.1),
+    "muon": ("--model", "gpt2", "--dropout", 0.1, "--optim", "muon"),
+    "pocket": ("--model", "pocket", "--dropout", 0.1),
     "lora": ("--model", "gpt2", "--dropout", 0.1, "--lora", "--lora_dropout", 0.1),
     "4bit": ("--model", "llama", "--lora", "--lora_dropout", 0.1, "--load_in_4bit"),
 }
@@ -156,13 +159,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--damages", type=int, default=24)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of runs, by comma")
     options = parser.parse_args()
-    chance = random.Random(options.seed)
+    kinds, chance = options.kinds.split(","), random.Random(options.seed)
+    if unknown := set(kinds) - KINDS.keys():
+        parser.error(f"{', '.join(unknown)}: not one of {', '.join(KINDS)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_inputs(folder)
         seconds, expected = {}, {}
-        for kind in KINDS:
+        for kind in dict.fromkeys([*kinds, *(["full"] if options.damages else [])]):
             begun = time.perf_counter()
             if start_run(folder, f"{kind}-undisturbed").wait():
                 raise SystemExit(f"The undisturbed run of {kind} failed.")
@@ -170,16 +176,16 @@ def main() -> None:
             expected[kind] = outcome(folder / "runs" / f"{kind}-undisturbed")
 
         same, seen = 0, Counter()
-        for i, kind in zip(range(options.runs), cycle(KINDS), strict=False):
+        for i, kind in zip(range(options.runs), cycle(kinds), strict=False):
             seen += kill_and_resume(folder, f"{kind}-{i}", seconds[kind], chance)
             same += equal(expected[kind], outcome(folder / "runs" / f"{kind}-{i}"))
             print(f"{i + 1} runs, {dict(seen)}: {same} bitwise equal", flush=True)
 
-        stopped = folder / "runs" / "stopped"
-        shutil.copytree(folder / "runs" / "full-undisturbed", stopped)
-        shutil.rmtree(stopped / "final")
-        assert (checkpoints_of(stopped)[-1] / OPTIMIZER).exists()
-        good = 0
+        stopped, good = folder / "runs" / "stopped", 0
+        if options.damages:
+            shutil.copytree(folder / "runs" / "full-undisturbed", stopped)
+            shutil.rmtree(stopped / "final")
+            assert (checkpoints_of(stopped)[-1] / OPTIMIZER).exists()
         for i in range(options.damages):
             kind = ("truncated", "flipped", "missing", "empty")[i % 4]
             answer = damage_and_resume(folder, stopped, f"damaged-{i}", kind, chance)

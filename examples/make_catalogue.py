@@ -1,6 +1,7 @@
 """Make the invented catalogue that Vitrine trains on when no other data is there.
 
     python examples/make_catalogue.py            # writes catalogue.json.gz and facts.json.gz beside this script
+    python examples/make_catalogue.py --language pt --output_dir pt        # only the products that are in Portuguese
 
 The catalogue has the schema of LF-Amazon's `trn.json.gz`, two languages, and the faults of scraped shop pages in a few
 per cent of its lines, so that data preparation has something to do. Every fact of a title (brand, kind, colour,
@@ -445,6 +446,7 @@ class Product(NamedTuple):
     the shop has some, in `columns`."""
 
     uid: str
+    language: str
     kind: str
     title: str
     content: str
@@ -583,7 +585,8 @@ def make_product(uid: str, brand: str, rng: random.Random) -> Product:
         columns = {name: value for name, value in facts.items() if name != "kind"}
         in_title = {name: value for name, value in facts.items() if name == "kind" or rng.random() < 0.5}
     title = write_title(in_title, language, rng)
-    return Product(uid, kind.one, title, write_content(kind, facts, language, rng), facts, columns)
+    content = write_content(kind, facts, language, rng)
+    return Product(uid, language, kind.one, title, content, facts, columns)
 
 
 def make_uids(number: int, rng: random.Random) -> list[str]:
@@ -695,13 +698,17 @@ def soil(products: list[Product], rng: random.Random) -> tuple[dict[str, Text], 
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def make_catalogue(number: int, seed: int) -> tuple[list[str], dict[str, dict]]:
-    """Return the lines of the catalogue, `number` of them, and the facts of its usable products by uid."""
+def make_catalogue(number: int, seed: int, language: str | None = None) -> tuple[list[str], dict[str, dict]]:
+    """Return the lines of the catalogue, `number` of them, and the facts of its usable products by uid.
+
+    Of one `language`: those among the `number` products that are in it, the same ones as in the whole catalogue.
+    """
     rng = random.Random(seed)
     copies = max(1, round(DUPLICATES * number))
     uids = make_uids(number, rng)
     products = make_products(uids[copies + 1 :], rng)
     dirty, lost = soil(products, rng)
+    products = [p for p in products if language in (None, p.language)]
 
     labels: dict[str, list[int]] = {}  # kind -> the indices of its products, the label space of target_ind
     for index, product in enumerate(products):
@@ -737,12 +744,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--products", type=int, default=16_000, help="lines of the catalogue, dirt included (16,000)")
     parser.add_argument("--seed", type=int, default=42, help="another seed, another catalogue (42)")
+    parser.add_argument("--language", choices=("en", "pt"), help="only the products in it; default: all")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent, help="(beside this script)")
     args = parser.parse_args()
     if args.products < 200:
         parser.error("fewer than 200 products leave no room for one of each fault; try --products 200")
 
-    lines, facts = make_catalogue(args.products, args.seed)
+    lines, facts = make_catalogue(args.products, args.seed, args.language)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_gzip(args.output_dir / "catalogue.json.gz", "\n".join(lines) + "\n")
     write_gzip(args.output_dir / "facts.json.gz", json.dumps(facts, ensure_ascii=False, separators=(",", ":")) + "\n")

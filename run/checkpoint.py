@@ -5,6 +5,7 @@ No pickle: tensors by name in safetensors, the rest in JSON.
 
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,8 @@ class CheckpointManager:
             if "micro_batch_tokens" in session.command.given:
                 state.micro_batch_tokens = config.micro_batch_tokens
         if ranks.is_main:
+            if not session.is_new and "minutes" in session.command.given:  # the steps that fit are the run's own now
+                write_json(session.folder / CONFIG, session.saved | {"options": asdict(config)})
             write_json(session.folder / "plan.json", plan.rows)  # for the report; of the newest session
         return state
 

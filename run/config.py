@@ -18,9 +18,9 @@ NEWEST = ""  # what --resume without a value means
 # What may be named anew on --resume: where things are, what is said and saved, how much is computed at once, how long.
 # More steps or another device change the numbers of the steps that are left.
 # Anything else would make it another run.
-CHANGEABLE = {"data_dir", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
+CHANGEABLE = {"data_dir", "replay", "output_dir", "device", "micro_batch_tokens", "num_train_epochs", "max_steps"}
 CHANGEABLE |= {"logging_steps", "eval_steps", "max_eval_samples", "save_steps", "save_total_limit"}
-CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard", "report_to"}
+CHANGEABLE |= {"load_best_model_at_end", "max_skipped_steps", "shard", "report_to", "minutes"}
 
 
 BEFORE = {"optim": "adamw", "context_share": 0.0}  # what runs had that do not say it
@@ -38,6 +38,10 @@ class TrainConfig:
         "auto", "auto, distilgpt2, any hub id, a local folder, or pocket (small, from scratch)", "--model"
     )
     data_dir: str = option("data", "folder with train.jsonl, val.jsonl and test.jsonl", "--data")
+    replay: str | None = option(
+        None, "folder with the data that the model was trained on before: some of it is trained on again"
+    )
+    replay_share: float = option(0.1, "of the records, those of --replay", least=1e-3, most=0.9)
     output_dir: str = option("checkpoints", "folder that holds the runs")
     run_name: str | None = option(None, "name of this run's folder; default: model and time")
     template: str = option("qa", "the prompt: qa, inst, chat, hf (the tokenizer's own), or a TOML file")
@@ -75,6 +79,9 @@ class TrainConfig:
         least=1e-6,
     )
     max_steps: int | None = option(None, "optimizer steps; overrides the epochs", least=1)
+    minutes: float | None = option(
+        None, "instead of both: as many steps as end in that time, measured, then fixed", least=0.01, most=2**20
+    )
     # the step
     per_device_train_batch_size: int = option(
         16, "records a step, times the accumulation", "--batch_size", least=1, most=2**16
@@ -131,12 +138,16 @@ class TrainConfig:
         idle = [f.name for f in fields(self) if f.name.startswith("lora_") and getattr(self, f.name) != f.default]
         if idle and not self.lora:
             raise UsageError(f"{idle[0]} does nothing without lora: add --lora.")
+        if self.replay_share != 0.1 and not self.replay:
+            raise UsageError("replay_share does nothing without replay: name the folder of the older data.")
         if self.language != "en" and self.template not in ("qa", "inst", "chat"):
             raise UsageError(f"language does nothing with the template {self.template}, which has its own.")
         if self.shard and self.load_in_4bit:
             raise UsageError("shard: 4-bit weights cannot be divided: leave one of shard and load_in_4bit out.")
         if self.shard and self.optim == "muon":
             raise UsageError("shard: muon needs whole matrices, and shard divides them: leave one of them out.")
+        if self.minutes and (self.max_steps or self.num_train_epochs):
+            raise UsageError("minutes says how long a run is, and so do max_steps and epochs: name one of them.")
         if self.load_in_4bit and not self.lora:
             raise UsageError("load_in_4bit: 4-bit weights cannot be trained themselves: add --lora.")
 
@@ -280,7 +291,7 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     defaults = {
         "optim": optim,
         "learning_rate": from_nothing if from_scratch else 2e-4 if config.lora else 5e-5,
-        "num_train_epochs": None if from_scratch else 3.0,  # None: the plan counts the records
+        "num_train_epochs": None if from_scratch or config.minutes else 3.0,  # None: the plan counts the records
         "context_share": 0.1 if from_scratch else 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
@@ -306,4 +317,5 @@ def resumed(saved: dict, given: dict, where: str) -> TrainConfig:
                 f"{where} is trained with --{name} {getattr(config, name)}, and you named {value}: that would be "
                 "another run. Leave the option out, or start a new run without --resume."
             )
-    return replace(config, **given)
+    length = {"max_steps": None, "num_train_epochs": None} if "minutes" in given else {}
+    return replace(config, **length | given)

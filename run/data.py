@@ -14,7 +14,7 @@ from run.state import TrainState
 from text.batch import Encoder, StepBatch, step_batches
 from text.context import with_contexts
 from text.question import with_questions
-from text.stream import RecordFile, records_of_steps
+from text.stream import RecordFile, WithReplay, records_of_steps
 
 EXAMPLE_OPTIONS = Options(fields=Fields(attributes=(AUTO,)))
 EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.gz"
@@ -22,30 +22,35 @@ EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.
 
 @dataclass(frozen=True)
 class Data:
-    train: RecordFile
+    train: RecordFile | WithReplay
     val: RecordFile
     test: RecordFile
     fingerprints: dict[str, str]  # of what is trained and validated on, by file name
 
 
 def open_data(session: Session) -> Data:
-    """Collective. The files in `--data`; in the default folder, while it is empty, the bundled catalogue's.
+    """Collective. The files in `--data`; in the default folder, while it is empty, the bundled catalogue's. With
+    `--replay` some records of another folder are among those that are trained on.
 
     Raises `DataError` when one is missing or holds nothing, `UsageError` when a run that goes on was trained on others.
     """
-    folder, ranks = Path(session.config.data_dir), session.ranks
+    config, folder, ranks = session.config, Path(session.config.data_dir), session.ranks
     ranks.from_main(lambda: settle(folder))
-    if ranks.from_main(lambda: session.config.data_dir == "data" and not (folder / "train.jsonl").exists()):
+    if ranks.from_main(lambda: config.data_dir == "data" and not (folder / "train.jsonl").exists()):
         print(f"No prepared data in {folder}: preparing the bundled example catalogue. Yours: data_prep.py FILE")
         ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], folder, EXAMPLE_OPTIONS))
     files = [open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test")]
-    now = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in files[:2]})
+    train, val, test = files
+    named = {file.path.name: file for file in (train, val)}
+    if config.replay:
+        named["replay"] = old = open_split(Path(config.replay), "train")
+        train = WithReplay(train, old, config.replay_share, config.seed)
+    now = ranks.from_main(lambda: {name: file.fingerprint() for name, file in named.items()})
     if not session.is_new and (saved := session.saved["data"]) != now:
         changed = ", ".join(name for name in now if saved.get(name) != now[name])
-        raise UsageError(
-            f"{session.folder} is trained on another {changed} than the one in {folder}: point --data at that one."
-        )
-    return Data(*files, now)
+        at = f"{folder} and {config.replay}: point --data and --replay" if config.replay else f"{folder}: point --data"
+        raise UsageError(f"{session.folder} is trained on another {changed} than the one in {at} at that one.")
+    return Data(train, val, test, now)
 
 
 def open_split(folder: Path, split: str, may_be_empty: bool = False) -> RecordFile:

@@ -1,7 +1,7 @@
-"""What a run will do, said before its first step: steps, learning rate, micro-batch, memory, disk."""
+"""What a run will do, said before its first step: steps, learning rate, micro-batch, memory, disk, time."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +15,16 @@ from run.cli import UsageError
 from run.config import TrainConfig
 from run.data import Data
 from run.device import begin_peak, held_memory
+from run.duration import TimePlan, measure_time
 from run.files import check_free_space
 from run.folders import step_of
 from run.memory import MemoryPlan, free_memory, load_kernels, plan_memory, stay_on_the_card
 from run.session import Session
 from run.shard import divided
-from run.units import short, size, table
+from run.units import duration, short, size, table
+from run.validation import Samples
 from text.batch import Encoder
-from text.stream import steps_per_epoch
+from text.stream import WithReplay, steps_per_epoch
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
 SOME_STEPS, MOST_EPOCHS = 1300, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
@@ -103,15 +105,24 @@ def measure_memory(session: Session, model: PreTrainedModel) -> MemoryPlan:
     return memory
 
 
-def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Encoder, memory: MemoryPlan) -> TrainPlan:
-    """Reads the free memory and the free disk. The peak of memory counts from here.
+def make_plan(
+    session: Session,
+    data: Data,
+    model: PreTrainedModel,
+    encoder: Encoder,
+    memory: MemoryPlan,
+    loss_fn: Callable,
+    optimizer: torch.optim.Optimizer,
+    samples: Samples,
+) -> TrainPlan:
+    """Collective. Reads the free memory and the free disk, and measures a few steps, which leave no trace. The peak of
+    memory counts from here. `--minutes` become `--max_steps` in the options of the session, which the run will save.
 
     Raises `OutOfMemory` or `DiskFull` when they do not suffice, `UsageError` when nothing could be learned: the run is
-    past its last step already, or no answer has room in `--max_length`.
+    past its last step already, no step ends within `--minutes`, or no answer has room in `--max_length`.
     """
     config, device, train = session.config, session.machine.device, data.train
     available, held = free_memory(device), held_memory(device)
-    begin_peak(device)  # what the log calls peak is that of training, not of what loading took
     stay_on_the_card(device)
     step_tokens = config.records_per_step * config.max_length
     fitting = memory.largest_micro_batch(available, config.max_length, at_most=step_tokens)
@@ -122,29 +133,40 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
     epoch_steps = steps_per_epoch(len(train), session.records_per_step)
     epochs = config.num_train_epochs or min(MOST_EPOCHS, max(1.0, SOME_STEPS / epoch_steps))
     total_steps = config.max_steps or math.ceil(epochs * epoch_steps)
-    if session.checkpoint and step_of(session.checkpoint) > total_steps:
+    done = step_of(session.checkpoint) if session.checkpoint else 0
+    if done > total_steps and not config.minutes:
         raise UsageError(f"{session.checkpoint} is past step {total_steps} already: name more --max_steps or --epochs.")
     if session.command.explain and total_steps < 2:
         raise UsageError("--explain looks into two steps, and this run has one: name more --max_steps or --epochs.")
-    warmup_steps = math.ceil(config.warmup_ratio * total_steps)
 
     sample = encoder.rows([train[i] for i in range(min(len(train), 500))])
     if not any(len(row.ids) > row.first_supervised for row in sample):
         raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
-    tokens = sum(len(row.ids) for row in sample) / len(sample) * session.records_per_step * total_steps
     trainable = numbers_in(p for p in model.parameters() if p.requires_grad)
     val_records = min(len(data.val), config.max_eval_samples)
     disk = 12 * trainable  # fp32 weights and the two moments of AdamW; Muon has one
     disk -= 4 * numbers_in(hidden_matrices(model)) if config.optim == "muon" else 0
     free_disk = check_free_space(Path(config.output_dir), disk_needed(disk, config))
+    times = measure_time(
+        session, model, loss_fn, optimizer, samples, sample, val_records, micro_batch_tokens, checkpoint_bytes=disk
+    )
+    begin_peak(device)  # what the log calls peak is that of training, not of what loading took
+    fitting = f", what fits into {config.minutes:g} minutes" if config.minutes else ""
+    if config.minutes:
+        total_steps = session.ranks.from_main(lambda: steps_in_time(session, times, done))
+        config = session.config = replace(config, minutes=None, max_steps=total_steps)
+    warmup_steps = math.ceil(config.warmup_ratio * total_steps)
+    tokens = sum(len(row.ids) for row in sample) / len(sample) * session.records_per_step * total_steps
+    epochs, seconds = total_steps / epoch_steps, times.left(config, done, total_steps)
     parameters = f"{short(model.num_parameters())} parameters, {short(trainable)} trained"
     rise = "up from 0 to " if warmup_steps else ""  # so the first step of all changes nothing
     rows = [
         ("model", f"{config.model_name_or_path} ({session.why_this_model}), {parameters}"),
         ("device", f"{session.machine.name}, {session.machine.precision}"),
-        ("records", f"{len(train):,} in {train.path}, {val_records:,} to validate on"),
-        ("steps", f"{total_steps:,} of {session.records_per_step} records ({total_steps / epoch_steps:.3g} epochs)"),
+        ("records", f"{records_said(data)}, {val_records:,} to validate on"),
+        ("steps", f"{total_steps:,} of {session.records_per_step} records ({epochs:.3g} epochs){fitting}"),
         ("tokens", f"about {short(tokens)} in all"),
+        ("time", f"about {duration(seconds)}{' more' if done else ''}, as fast as this machine is now"),
         ("optimizer", OPTIMIZERS[config.optim]),
         ("learning rate", f"{rise}{config.learning_rate:.1e} at step {warmup_steps + 1:,}, then down to 0"),
         *memory.rows(micro_batch_tokens, step_tokens, available),
@@ -160,6 +182,25 @@ def make_plan(session: Session, data: Data, model: PreTrainedModel, encoder: Enc
         rows.append(("note", session.machine.hint))
     adds = memory.adds(micro_batch_tokens, step_tokens)
     return TrainPlan(config, total_steps, epoch_steps, warmup_steps, micro_batch_tokens, val_records, rows, held, adds)
+
+
+def steps_in_time(session: Session, times: TimePlan, done: int) -> int:
+    """The last step of a run that ends `--minutes` after it was begun, or, where it goes on, after that. Raises
+    `UsageError` when there is time for none."""
+    minutes, config = session.config.minutes, session.config
+    spent = session.seconds
+    steps = times.steps_within(60 * minutes - spent, config, done)
+    if steps == done:
+        least = spent + times.left(config, done, done + 1)
+        raise UsageError(f"In {minutes:g} minutes there is no time for a step; for one it takes {duration(least)}.")
+    return steps
+
+
+def records_said(data: Data) -> str:
+    train = data.train
+    if isinstance(train, WithReplay):
+        return f"{len(train.new):,} in {train.path}, {train.replayed:,} again of {train.old.path}"
+    return f"{len(train):,} in {train.path}"
 
 
 def numbers_in(parameters: Iterable[Tensor]) -> int:

@@ -3,7 +3,8 @@
 import atexit
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+import time
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from model.load import POCKET, choose_model, stored_precision
@@ -30,6 +31,7 @@ class Session:
     saved: dict | None = None  # train_config.json of a run that goes on
     lock: RunLock | None = None  # held as long as this object lives, so nothing that it refers to may refer back
     base_weights: str = ""  # names the weights before training; known once the model is loaded
+    begun: float = field(default_factory=time.perf_counter)
 
     @property
     def is_new(self) -> bool:
@@ -38,6 +40,11 @@ class Session:
     @property
     def from_scratch(self) -> bool:
         return self.config.model_name_or_path == POCKET
+
+    @property
+    def seconds(self) -> float:
+        """Since it was begun: what --minutes are counted from."""
+        return time.perf_counter() - self.begun
 
     @property
     def weights(self) -> Path | str | None:

@@ -17,6 +17,16 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def duration(seconds: float) -> str:
+    """75 -> '75 s', 200 -> '3.3 min', 3725 -> '62 min': within a twentieth."""
+    count, unit = next(
+        (count, unit)
+        for count, unit in ((seconds, "s"), (seconds / 60, "min"), (seconds / 3600, "h"))
+        if count < 90 or unit == "h"
+    )
+    return f"{count:.0f} {unit}" if count >= 9.5 else f"{count:.1f} {unit}"
+
+
 def size(count: float) -> str:
     """Bytes for people: 1536 -> '1.5 KB' (powers of 1024, as task managers count)."""
     return _scaled(count, 1024, (" B", " KB", " MB", " GB", " TB"))

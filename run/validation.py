@@ -63,13 +63,14 @@ class Samples:
         window = context_length(model.config)
         self.titles = [t for t, p in zip(titles, encoder.prompts(titles), strict=True) if len(p) < window]
 
-    def answers(self) -> dict[str, str]:
+    def answers(self, max_new_tokens: int = Sampling.max_new_tokens) -> dict[str, str]:
         """Collective. What the model answers now, by title; it is in eval mode afterwards."""
         ranks, tokenizer, stop = self.session.ranks, self.encoder.tokenizer, self.encoder.template.stop
         self.model.eval()
         prompts, rule = ranks.share(self.encoder.prompts(self.titles)), stop_rule(tokenizer, stop)
         with self.session.machine.autocast():
-            mine = generate(self.model, prompts, self.encoder.end_token, Sampling(greedy=True), stop_rule=rule)
+            sampling = Sampling(max_new_tokens, greedy=True)
+            mine = generate(self.model, prompts, self.encoder.end_token, sampling, stop_rule=rule)
         use_flat_attention(self.model)
         texts = ranks.collect([decode(tokenizer, answer.ids, stop) for answer in mine])
         return dict(zip(self.titles, texts, strict=True))

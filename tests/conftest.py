@@ -22,8 +22,10 @@ torch.set_num_threads(1)
 from transformers import BertConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig, Qwen2Config
 
 from run.config import parse_train
+from run.duration import TimePlan
 from text.bpe import train_bpe
 
+TIMES = TimePlan(step=2.0, validation=10.0, checkpoint=5.0, before=7.0, after=3.0)
 RECORDS = [
     {"uid": f"U{i}", "title": title, "content": content}
     for i, (title, content) in enumerate(
@@ -127,14 +129,20 @@ def gpt2_folder(tmp_path, tokenizer) -> Path:
 
 @pytest.fixture
 def train(tmp_path):
-    """`train("--model", folder, ...)` runs train.py in this process, on the CPU; returns its exit code."""
+    """`train("--model", folder, ...)` runs train.py in this process, on the CPU; returns its exit code.
+
+    Its plan says TIMES; with `measure` it takes the few steps that it measures, which call the loss like any other.
+    """
     import train as script
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def run(*args) -> int:
+    def run(*args, measure: bool = False) -> int:
         defaults = ("--output_dir", tmp_path / "runs", "--data", tmp_path / "data", "--device", "cpu")
-        return script.main(parse_train([str(arg) for arg in (*defaults, *args)]))
+        with pytest.MonkeyPatch.context() as patch:
+            if not measure:
+                patch.setattr("run.plan.measure_time", lambda *_, **__: TIMES)
+            return script.main(parse_train([str(arg) for arg in (*defaults, *args)]))
 
     yield run
     for number, handler in handlers.items():

@@ -41,6 +41,19 @@ def stands_in(fact: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(fact.casefold())}(?!\w)", text.casefold()) is not None
 
 
+def test_one_language_is_those_products_of_the_whole_catalogue_that_are_in_it(tmp_path, records):
+    whole, uids = {record["uid"]: record for record in records}, []
+    for language in ("en", "pt"):
+        command = [sys.executable, EXAMPLES / "make_catalogue.py", "--language", language, "--output_dir", tmp_path]
+        subprocess.run(command, check=True, capture_output=True)
+        facts = json.loads(gzip.decompress((tmp_path / "facts.json.gz").read_bytes()))
+        mine = [json.loads(line) for line in lines_of(tmp_path / "catalogue.json.gz") if line.endswith("}")]
+        originals = [record for record in mine if record["uid"] in facts]
+        assert all(whole[record["uid"]]["content"] == record["content"] for record in originals)
+        uids += facts
+    assert len(uids) == len(set(uids)) and set(uids) == set(json.loads(gzip.decompress(FACTS.read_bytes())))
+
+
 @pytest.fixture(scope="module")
 def script():
     return load_script()

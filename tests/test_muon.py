@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import logged, stopped_at, tiny_gpt2
 from safetensors.torch import load_file
-from test_ranks import alone, assert_equal_runs, torchrun  # noqa: F401  a fixture
+from test_ranks import alone, assert_equal_runs, run_train, torchrun  # noqa: F401  a fixture
 
 from model.muon import ITERATIONS, MOMENTUM, UPDATE_RMS, Muon, hidden_matrices, orthogonal
 from run.cli import INTERRUPTED
@@ -64,6 +64,30 @@ def test_steps_are_those_of_torch():
         assert (p - q).norm() < (0.02 * moved if id(q) in hidden else 1e-12), name
 
 
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_a_step_is_the_formula_of_the_paper(shape):
+    """Line by line in float64: momentum, Nesterov's, five iterations of the quintic on X itself, decay, step."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    expected, momentum = weight.detach().clone(), torch.zeros(shape, dtype=torch.float64)
+    optimizer = Muon([{"params": [weight], "weight_decay": 0.1}], [weight], lr=0.02)
+    for step in range(5):
+        torch.manual_seed(step)
+        gradient = torch.randn(shape, dtype=torch.float64)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
+        x = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
+        x = x / x.norm()
+        x = x.T if shape[0] > shape[1] else x
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = x.T if shape[0] > shape[1] else x
+        expected = expected * (1 - 0.02 * 0.1) - 0.02 * UPDATE_RMS * max(shape) ** 0.5 * x
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_a_skipped_step_changes_nothing_and_a_step_of_no_gradient_neither():
     model = tiny_gpt2()
     optimizer = Muon(groups_of(model), hidden_matrices(model), lr=0.02)
@@ -119,16 +143,15 @@ def test_a_stop_and_a_resume_are_bitwise_one_run(train, data, gpt2_folder, tmp_p
     assert losses[0][-1] == losses[1][-1]
 
 
-def test_two_processes_train_as_one_does(alone):  # noqa: F811
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_and_three_processes_train_as_one_does(alone, ranks):  # noqa: F811
     folder, common = alone
-    from test_ranks import run_train
-
     steps = ("--max_steps", 4, "--optim", "muon", "--lr", 1e-3)
-    assert run_train(*common, "--run_name", "muon-1", "--batch_size", 6, *steps) == 0
-    process = torchrun(2, *common, "--run_name", "muon-2", "--batch_size", 3, *steps)
+    assert run_train(*common, "--run_name", f"muon-of-{ranks}", "--batch_size", 6, *steps) == 0
+    process = torchrun(ranks, *common, "--run_name", f"muon-{ranks}", "--batch_size", 6 // ranks, *steps)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert_equal_runs(folder / "muon-1", folder / "muon-2")
+    assert_equal_runs(folder / f"muon-of-{ranks}", folder / f"muon-{ranks}")
 
 
 def test_pocket_takes_muon_and_what_was_trained_before_takes_adamw():

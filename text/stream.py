@@ -65,6 +65,30 @@ class RecordFile:
         self._file.close()
 
 
+class WithReplay:
+    """The records of `new`, and behind them as many of `old` as are a `share` of both: drawn once, by `seed`.
+
+    For fine-tuning on `new` a model that was trained on `old`: what is seen now and then again is forgotten less. An
+    epoch is one pass over all of them, so a step has as many records as without, and its order is a function of (seed,
+    epoch, position) as well. Where `old` has too few, they come several times.
+    """
+
+    def __init__(self, new: RecordFile, old: RecordFile, share: float, seed: int):
+        self.new, self.old, self.path = new, old, new.path
+        self.replayed = max(1, round(len(new) * share / (1 - share)))
+        self._order = Permutation(len(old), key=f"replay:{seed}")
+
+    def __len__(self) -> int:
+        return len(self.new) + self.replayed
+
+    def __getitem__(self, index: int) -> Record:
+        if index < len(self.new):
+            return self.new[index]
+        if index >= len(self):
+            raise IndexError(index)
+        return self.old[self._order[(index - len(self.new)) % len(self.old)]]
+
+
 def line_offsets(path: Path) -> np.ndarray:
     """Byte offset of each line and of the end of the file, (lines + 1,) int64, mapped from `<path>.index`.
 
@@ -131,7 +155,7 @@ def steps_per_epoch(records: int, records_per_step: int) -> int:
 
 
 def records_of_steps(
-    file: RecordFile, records_per_step: int, seed: int, first_step: int, last_step: int
+    file: RecordFile | WithReplay, records_per_step: int, seed: int, first_step: int, last_step: int
 ) -> Iterator[list[Record]]:
     """The records of each optimizer step from `first_step` up to, not including, `last_step`."""
     per_epoch = steps_per_epoch(len(file), records_per_step)
