@@ -38,14 +38,14 @@ def open_data(session: Session) -> Data:
     if ranks.from_main(lambda: session.config.data_dir == "data" and not (folder / "train.jsonl").exists()):
         print(f"No prepared data in {folder}: preparing the bundled example catalogue. Yours: data_prep.py FILE")
         ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], folder, EXAMPLE_OPTIONS))
-    files = [open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test")]
-    now = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in files[:2]})
+    train, val, test = (open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test"))
+    now = ranks.from_main(lambda: {file.path.name: file.fingerprint() for file in (train, val)})
     if not session.is_new and (saved := session.saved["data"]) != now:
         changed = ", ".join(name for name in now if saved.get(name) != now[name])
         raise UsageError(
             f"{session.folder} is trained on another {changed} than the one in {folder}: point --data at that one."
         )
-    return Data(*files, now)
+    return Data(train, val, test, now)
 
 
 def open_split(folder: Path, split: str, may_be_empty: bool = False) -> RecordFile:
