@@ -36,6 +36,6 @@ def test_the_tests_that_a_document_names_are_there():
         *(re.findall(r"def (test_\w+)", p.read_text(encoding="utf-8")) for p in (ROOT / "tests").glob("*.py"))
     )
     there |= {path.stem for path in (ROOT / "tests").glob("test_*.py")}
-    for name in ("README.md", "WALKTHROUGH.md", "FAULTS.md"):
+    for name in ("README.md", "WALKTHROUGH.md", "FAULTS.md", "SEED.md"):
         named = set(re.findall(r"\b(test_\w+)\b", TEXT[name]))
         assert named <= there, named - there
