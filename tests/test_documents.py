@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, script
 
 import run.cli
@@ -160,3 +161,25 @@ def test_a_file_is_described():
 def test_a_plan_is_printed(train, data, tmp_path, capsys):
     assert train("--model", "pocket", "--dry_run") == 0
     assert "learning rate" in capsys.readouterr().out and not list((tmp_path / "runs").glob("*/final"))
+
+
+def test_before_a_commit_and_in_the_workflow_lint_is_what_make_lint_is():
+    """One list of checks, in three files."""
+    hooks = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"][0]["hooks"]
+    made = re.search(r"^lint:.*\n\t(.*)", text_of("Makefile"), re.MULTILINE)[1].replace("$(BIN)/", "").replace(" .", "")
+    assert [hook["entry"].removeprefix("python -m ") for hook in hooks] == made.split(" && ")
+    steps = yaml.safe_load(text_of(".github/workflows/newcomer.yml"))["jobs"]["newcomer"]["steps"]
+    (lint,) = (step["run"] for step in steps if step.get("name") == "Lint")
+    assert lint.replace(" .", "") == made
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+
+
+def test_it_can_be_cited():
+    """The keys that version 1.2.0 of the format wants."""
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    assert citation["cff-version"] == "1.2.0" and citation["title"] and citation["message"]
+    assert citation["authors"] == [{"name": "The Vitrine authors"}] and citation["license"] == "MIT"
+
+
+def test_how_to_contribute_is_a_page():
+    assert len(text_of("CONTRIBUTING.md").splitlines()) <= 60
