@@ -19,7 +19,11 @@ from run.config import parse_train
 SCRIPTS = sorted(
     [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("lessons/*.py"), *ROOT.glob("examples/*.py")]
 )
-WITH_PARSER = [path for path in SCRIPTS if "parse" in path.read_text(encoding="utf-8")]  # the others take no arguments
+WITH_PARSER = [  # the others take no arguments; a lesson has its parser from lessons/lesson.py
+    path
+    for path in SCRIPTS
+    if re.search(r"pars|\bteach\(", text := path.read_text(encoding="utf-8")) and '__name__ == "__main__"' in text
+]
 MARKDOWN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.md")])
 PLAIN = [ROOT / "Makefile", ROOT / ".ci" / "run", *ROOT.glob("recipes/*.toml"), *ROOT.glob(".github/workflows/*.yml")]
 NOTEBOOKS = sorted(ROOT.glob("lessons/*.ipynb"))
