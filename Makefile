@@ -10,7 +10,7 @@ test: $(VENV)/dev.stamp
 	PYTHONWARNDEFAULTENCODING=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pip install --quiet "trl>=1.0"

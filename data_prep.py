@@ -65,9 +65,8 @@ def main() -> int:
 
     settings = vars(args)  # what is not taken out of it here bears the name of an option
     inputs, folder, workers = (settings.pop(name) for name in ("inputs", "output_dir", "workers"))
-    fields = Fields(
-        *(settings.pop(f"{name}_field") for name in ("title", "content", "uid")), settings.pop("attributes")
-    )
+    title, content, uid = (settings.pop(f"{name}_field") for name in ("title", "content", "uid"))
+    fields = Fields(title, content, uid, settings.pop("attributes"))
     wants_description = settings.pop("describe")
     options = Options(fields=fields, **settings)
     if wants_description:

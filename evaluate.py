@@ -127,7 +127,8 @@ def main(options) -> int:
     template = load_template(weights)
     print(f"{run}: {len(records)} held-out records of {file.path}, greedy answers, {machine.name}")
 
-    results, answers = {}, {}
+    results: dict[str, dict] = {}
+    answers: dict[str, list[str]] = {}
     for column, source in (("before", base_model_of(run)), ("after", weights)):
         print(f"{column}: {source}")
         tries = (1, options.candidates) if column == "after" and claims and options.candidates > 1 else (1,)

@@ -21,7 +21,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
 from kinds import sentencepiece_like
-from llama_cpp import Llama
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from model.load import load_tokenizer
@@ -81,6 +80,8 @@ def train(folder: Path, name: str, *options) -> None:
 
 def compare(run: Path, prompts_wanted: int, tokens: int, folder: Path) -> None:
     """Three lines of the table."""
+    from llama_cpp import Llama  # not before: --help answers without it
+
     source = weights_of(run)
     model, encoder = load(source, load_template(source))
     file = RecordFile(Path(read_json(run / "train_config.json")["options"]["data_dir"]) / "test.jsonl")
@@ -119,7 +120,7 @@ def gap(model, prompt: list[int], ours: list[int], theirs: list[int]) -> float:
     return (logits[ours[place]] - logits[theirs[place]]).item()
 
 
-def greedy(peer: Llama, prompt: list[int], limit: int) -> list[int]:
+def greedy(peer, prompt: list[int], limit: int) -> list[int]:
     """The likeliest tokens after `prompt`, up to the end token or `limit`."""
     answer = []
     for token in peer.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0):

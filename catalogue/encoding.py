@@ -58,7 +58,7 @@ def _lost(error: UnicodeDecodeError) -> tuple[str, int]:
     return "\udcff", error.end  # a lone surrogate, which UTF-8 does not allow
 
 
-codecs.register_error("lost", _lost)
+codecs.register_error("lost", _lost)  # type: ignore[arg-type]  # only decoding asks for it
 
 
 class _Decoded(io.RawIOBase):

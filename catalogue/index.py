@@ -124,7 +124,8 @@ class Catalogue:
             (query, TITLE_WEIGHT, TITLE_WEIGHT, count + LOOKED_AT),
         )
         alike = [row[:3] for row in rows if self._is_alike(words, f"{row[1]} {row[3]}", row[2])]
-        return [Product(*row, _matched(words, f"{row[1]} {row[2]}")) for row in alike[:count]]
+        found = alike[:count]
+        return [Product(uid, title, text, _matched(words, f"{title} {text}")) for uid, title, text in found]
 
     def _is_alike(self, words: list[str], title: str, content: str) -> bool:
         """Whether a product resembles a question of `words`: each tells as much as it is rare, in the content a

@@ -94,7 +94,8 @@ class Candidate:
 def judge_block(block: Block, options: Options) -> tuple[list[Candidate | Reason], int]:
     """What becomes of each record of a block, as far as it can be told without the other blocks; and how many of them
     were no UTF-8 and were read as cp1252."""
-    outcomes, candidates, contents, changed, as_cp1252 = [], [], [], [], 0
+    outcomes: list[Candidate | Reason] = []
+    candidates, contents, changed, as_cp1252 = [], [], [], 0
     for number, raw in enumerate(block.records, block.before + 1):
         source, repaired = fields_of(raw, block.header)
         as_cp1252 += repaired
@@ -109,7 +110,8 @@ def judge_block(block: Block, options: Options) -> tuple[list[Candidate | Reason
         outcomes.append(candidate)
         candidates.append(candidate)
         contents.append(record["content"])
-        before = tuple(as_text(source.get(name)) for name in (block.fields.title, block.fields.content))
+        title, content = block.fields.title, block.fields.content
+        before = (as_text(source.get(title)), as_text(source.get(content)))  # type: ignore[union-attr]  # no Reason here
         is_short = sum(map(len, before)) <= EXAMPLE_CHARS
         if is_short and "".join("".join(before).split()) != "".join(text.split()):  # more than white space has moved
             changed.append((candidate, (before, (record["title"], record["content"]))))
@@ -130,7 +132,7 @@ def fields_of(raw: Raw, header: tuple[str, ...] | None) -> tuple[dict | Reason, 
     if isinstance(raw, bytes):
         text = raw.decode("cp1252").encode("utf-8") if looks_like_cp1252(raw) else None
     else:
-        text = cells_in_cp1252(raw)
+        text = cells_in_cp1252(raw)  # type: ignore[arg-type]  # of the others only a row can be no UTF-8
     return (source, False) if text is None else (_parsed(text, header), True)
 
 

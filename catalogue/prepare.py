@@ -50,7 +50,7 @@ class Counts:
 
     lines: int
     kept: dict[str, int]  # by split
-    reasons: dict[str, int]  # by reason, all of them
+    reasons: dict[Reason, int]  # all of them
     as_cp1252: int = 0  # of the lines: they are not UTF-8, and were read as cp1252
 
     @property
@@ -134,7 +134,7 @@ def _write_splits(
             as_cp1252 += in_block
             for number, (raw, outcome) in enumerate(zip(block.records, outcomes, strict=True), block.number):
                 reason = splits.add(outcome) if isinstance(outcome, Candidate) else outcome
-                if reason is None:
+                if reason is None and isinstance(outcome, Candidate):
                     kept[outcome.split] += 1
                     if outcome.example:
                         examples = heapq.nsmallest(EXAMPLES, [*examples, outcome], key=attrgetter("digest"))

@@ -66,8 +66,8 @@ def table_in(sample: bytes, given: Fields) -> Table:
     for delimiter, quote in pairs:
         # Spreadsheets write a quote inside a cell as "", databases as \".
         for escape in (None, "\\") if "\\" + quote in text else (None,):
-            dialect = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "skipinitialspace": True}
-            rows = []
+            dialect: dict = {"delimiter": delimiter, "quotechar": quote, "escapechar": escape, "skipinitialspace": True}
+            rows: list = []
             with suppress(csv.Error):
                 rows.extend(islice(csv.reader(io.StringIO(text, newline=""), **dialect), SAMPLE_ROWS + 1))
             rows = rows[: max(1, len(rows) - 1)] or [[]]  # the last one may be cut

@@ -208,7 +208,7 @@ def _histogram(lengths: np.ndarray) -> str:
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         axes = figure.add_subplot()
         inside, over = lengths[lengths <= MAX_LENGTH], lengths[lengths > MAX_LENGTH].clip(max=last)
-        axes.hist([inside, over], bins=np.linspace(0, last, 65), stacked=True, color=["#2f6db5", "#d9822b"])
+        axes.hist([inside, over], bins=np.linspace(0, last, 65).tolist(), stacked=True, color=["#2f6db5", "#d9822b"])
         axes.axvline(MAX_LENGTH, color="#1d2733", linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
             f"{MAX_LENGTH} tokens", (MAX_LENGTH, 1), xycoords=("data", "axes fraction"), xytext=(6, -12),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from catalogue.encoding import CHUNK_BYTES
 from catalogue.fields import one_line
@@ -185,14 +185,14 @@ def with_random_access(file: io.BufferedReader) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _zip(file: BinaryIO) -> tuple[zipfile.ZipFile, list[str], Callable[[int], BinaryIO]]:
+def _zip(file: BinaryIO) -> tuple[zipfile.ZipFile, list[str], Callable[[int], IO[bytes]]]:
     """The archive, the names of its files, and what opens one of them by its place: two may have one name."""
     archive = zipfile.ZipFile(file)
     infos = [info for info in archive.infolist() if not info.is_dir()]
     return archive, [info.filename for info in infos], lambda place: archive.open(infos[place])
 
 
-def _tar(file: BinaryIO) -> tuple[tarfile.TarFile, list[str], Callable[[int], BinaryIO]]:
+def _tar(file: BinaryIO) -> tuple[tarfile.TarFile, list[str], Callable[[int], IO[bytes] | None]]:
     archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  whoever calls this closes it
     members = [member for member in archive.getmembers() if not member.isdir()]
     # No device is a catalogue, nor a link to somewhere; a hard link is another name of a file in the archive.
@@ -217,7 +217,7 @@ def _zstd(file: BinaryIO) -> BinaryIO:
     return zstd.ZstdFile(file)
 
 
-PACKINGS = {
+PACKINGS: dict[bytes, Callable] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,

@@ -26,7 +26,7 @@ class Segments(NamedTuple):
     """Where each token of a flat micro-batch stands on the attention grid."""
 
     slot: Tensor  # (T,) int64: row * longest + position; made with the batch, on the host (text/batch.py)
-    count: int  # n, the records
+    records: int  # n
     longest: int  # L, the width of the grid
 
 
@@ -53,14 +53,17 @@ def flat_attention(
     # Rotary positions leave fp32 even where the kernel computes in half precision: cast before the copies, not after.
     query, key = query.to(value.dtype), key.to(value.dtype)
     key, value = (x.repeat_interleave(heads // kv_heads, dim=1) if kv_heads < heads else x for x in (key, value))
+    query, key, value = (to_grid(x, segments) for x in (query, key, value))
     on_grid = scaled_dot_product_attention(
-        *(to_grid(x, segments) for x in (query, key, value)),
+        query,
+        key,
+        value,
         is_causal=True,
         scale=scaling,
         dropout_p=dropout if module.training else 0.0,
     )
     rows = on_grid.transpose(1, 2).flatten(0, 1)  # (n * L, heads, head_dim)
-    return (rows if segments.count == 1 else rows.index_select(0, segments.slot))[None], None
+    return (rows if segments.records == 1 else rows.index_select(0, segments.slot))[None], None
 
 
 def to_grid(x: Tensor, segments: Segments) -> Tensor:

@@ -25,14 +25,16 @@ class KeysValues:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # each (rows, kv_heads, columns, head_dim)
         self._every_row = torch.arange(rows, device=device)
         self._reading: int | None = None  # the row of the prompt that is read; None: all rows write a token
-        self._position = self._mask = self._seen = None
+        self._seen = 0  # columns that attention looks at
+        self._position: Tensor | None = None
+        self._mask: Tensor | None = None
 
     def read(self, row: int, columns: int) -> None:
         """The next call of the model reads a prompt into `row`, whose answer will take up to `columns`."""
         self._reading = row
         if columns > self.columns:
             self.columns = -(-columns // STEP) * STEP
-            self._layers = {layer: tuple(map(self._grown, both)) for layer, both in self._layers.items()}
+            self._layers = {layer: (self._grown(k), self._grown(v)) for layer, (k, v) in self._layers.items()}
 
     def step(self, position: Tensor, longest: int) -> None:
         """The next call of the model writes a token in each row, at `position` (rows,) of which `longest` is the
@@ -89,7 +91,8 @@ def keys_values_attention(
     **_unused,
 ) -> tuple[Tensor, None]:
     """Attention over what was written. Returns `(n, tokens, heads, head_dim)`, as transformers expects it."""
-    return keys_values.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+    layer: int = module.layer_idx  # type: ignore[assignment]  # as transformers numbers them
+    return keys_values.attend(layer, query, key, value, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register("keys_values", keys_values_attention)

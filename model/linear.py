@@ -162,4 +162,4 @@ def use_few_rows(model: nn.Module) -> None:
             module.__class__ = FewRowsLinear
         elif type(module) is Conv1D:
             module.__class__ = FewRowsConv1D
-            module.weight.data = module.weight.data.T.contiguous().T
+            module.weight.data = module.weight.data.T.contiguous().T  # type: ignore[operator]  # a Tensor

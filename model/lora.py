@@ -39,7 +39,7 @@ class Lora:
 class LoraLinear(nn.Module):
     """A frozen linear layer (`nn.Linear`, GPT-2's `Conv1D`, a 4-bit one) with its correction; A and B are fp32."""
 
-    def __init__(self, base: nn.Module, lora: Lora):
+    def __init__(self, base: nn.Linear | Conv1D, lora: Lora):
         super().__init__()
         self.base, self.lora = base, lora
         inputs, outputs = (base.nx, base.nf) if isinstance(base, Conv1D) else (base.in_features, base.out_features)

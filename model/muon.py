@@ -37,7 +37,7 @@ class Muon(torch.optim.AdamW):
         ]
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure: a step's loss is computed once
         """Nothing changes where the guard or the scaler has set `found_inf`; nothing waits to see whether it did."""
         skipped = getattr(self, "found_inf", None)
         for group, stack in self.stacks:

@@ -7,6 +7,7 @@ column 0 of its row, so it does not depend on which others happened to share its
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ class Answer:
     log_p: float = field(default=0.0, compare=False)
 
 
+Kind = TypeVar("Kind", bound=Answer)  # what its caller knows more of
+
+
 def generate(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -65,12 +69,12 @@ def generate(
 @torch.no_grad()
 def write(
     model: PreTrainedModel,
-    next_answer: Callable[[], Answer | None],
+    next_answer: Callable[[], Kind | None],
     end_token: int,
     sampling: Sampling,
     rows: int,
     stop_rule: Callable[[list[int]], bool] | None = None,
-) -> Iterator[list[tuple[Answer, bool]]]:
+) -> Iterator[list[tuple[Kind, bool]]]:
     """Write answers, `rows` at once. Yields after each token those that are in work, and which of them are finished.
 
     `next_answer` is asked whenever a row is free: for an empty answer, or None where none waits just now. An answer
@@ -80,7 +84,7 @@ def write(
     use_keys_values(model)
     device, context = model.device, context_length(model.config)
     keys_values = KeysValues(rows, device)
-    places: list[Answer | None] = [None] * rows
+    places: list[Kind | None] = [None] * rows
     holds: list[list[int]] = [[] for _ in range(rows)]  # the prompt that was last read into a row
     token, position = [end_token] * rows, [0] * rows  # what each row reads next, and where
     uniform = torch.zeros(rows, sampling.max_new_tokens, dtype=torch.float64)

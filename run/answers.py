@@ -217,6 +217,6 @@ def show(answer: Written) -> None:
     write(f"{text}\n", spans) if write else print(text)
 
 
-def progress(entries: Iterator[dict], done: int, total: int) -> Iterator[dict]:
+def progress(entries: Iterator[dict], done: int, total: int) -> tqdm:
     """`entries`, with a bar on a terminal: rate and time that is left."""
     return tqdm(entries, desc="answering", initial=done, total=total, leave=False, disable=None, unit=" titles")

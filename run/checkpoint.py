@@ -230,11 +230,11 @@ def seed_random_state(seed: int) -> None:
 
 def random_state() -> dict[str, Tensor]:
     """Of torch, Python and NumPy, and of this process's GPU. A Gaussian held back for the next call is not kept."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    of_numpy = np.random.get_state(legacy=False)["state"]
     states = {
         "cpu": torch.get_rng_state(),
         "python": torch.tensor(random.getstate()[1], dtype=torch.int64),
-        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),
+        "numpy": torch.tensor([*of_numpy["key"].tolist(), of_numpy["pos"]], dtype=torch.int64),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -245,6 +245,6 @@ def set_random_state(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     random.setstate((3, tuple(states["python"].tolist()), None))
     *keys, position = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position))
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, 0, 0.0))
     if torch.cuda.is_available() and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])

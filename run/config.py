@@ -288,7 +288,7 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
     optim = config.optim or ("muon" if from_scratch and not config.shard else "adamw")
     from_nothing = 4e-3 if optim == "muon" else 2e-3
-    defaults = {
+    defaults: dict[str, typing.Any] = {
         "optim": optim,
         "learning_rate": from_nothing if from_scratch else 2e-4 if config.lora else 5e-5,
         "num_train_epochs": None if from_scratch or config.minutes else 3.0,  # None: the plan counts the records

@@ -39,8 +39,7 @@ def open_data(session: Session) -> Data:
     if ranks.from_main(lambda: config.data_dir == "data" and not (folder / "train.jsonl").exists()):
         print(f"No prepared data in {folder}: preparing the bundled example catalogue. Yours: data_prep.py FILE")
         ranks.from_main(lambda: prepare([EXAMPLE_CATALOGUE], folder, EXAMPLE_OPTIONS))
-    files = [open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test")]
-    train, val, test = files
+    train, val, test = (open_split(folder, split, may_be_empty=split != "train") for split in ("train", "val", "test"))
     named = {file.path.name: file for file in (train, val)}
     if config.replay:
         named["replay"] = old = open_split(Path(config.replay), "train")

@@ -43,7 +43,7 @@ class NonFiniteGuard:
             bad |= overflow & (self.scaler._get_scale_async() <= 1)  # get_scale() would wait for the device
         else:
             bad |= overflow
-            self.optimizer.found_inf = bad.float()
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as GradScaler sets it
         self.settle()
         flags, copied = torch.stack([bad, overflow]), None
         if flags.is_cuda:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,13 +59,14 @@ class Loop:
         strict: bool,
         speech: str,
         name: str = "",
-        adapters: list[Path] = (),
+        adapters: Sequence[Path] = (),
         load_base: Callable[[], Writer] | None = None,
         output_dir: Path = Path("checkpoints"),
     ):
         self.writer, self.sources, self.strict, self.name = writer, sources, strict, name
         self.adapters, self.load_base, self.output_dir = list(adapters), load_base, output_dir
-        self.said, self.base, self.numbers = SAID[speech], None, 0
+        self.said, self.numbers = SAID[speech], 0
+        self.base: Writer | None = None
         self.answers: list[dict] = []
         self.seconds: list[float] = []
         self.last: Record | None = None

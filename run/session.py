@@ -67,8 +67,8 @@ class Session:
         """What train_config.json holds; `data` are the fingerprints of the files that are trained on."""
         name = self.config.model_name_or_path
         base = "base" if self.from_scratch else str(Path(name).resolve()) if Path(name).is_dir() else name
-        saved = {"options": asdict(self.config), "base_model": base, "base_weights": self.base_weights}
-        saved |= {"ranks": self.ranks.size, "precision": self.machine.precision}
+        saved: dict[str, object] = {"options": asdict(self.config), "base_model": base}
+        saved |= {"base_weights": self.base_weights, "ranks": self.ranks.size, "precision": self.machine.precision}
         return saved | {"versions": versions(), "data": data}
 
 

@@ -60,5 +60,5 @@ class Sources:
             self._catalogue = self._catalogue or Catalogue(self.folder)
         except DataError as error:
             return str(error)
-        self.count = wanted
+        self.count = int(wanted)
         return f"Sources: the {self.count} nearest products." if self.count else "Sources: off."

@@ -83,4 +83,4 @@ def take_over_streams() -> None:
         if not isinstance(stream, Terminal):
             buffer = stream.buffer if stream else open(descriptor, "wb", closefd=False)  # noqa: SIM115
             setattr(sys, name, Terminal(buffer, encoding="utf-8", line_buffering=True))  # the other: sys.__stdout__
-    sys.stderr.keep = "\r"  # progress bars are drawn over their line
+    sys.stderr.keep = "\r"  # type: ignore[union-attr]  # a Terminal by now; progress bars are drawn over their line

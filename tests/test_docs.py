@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {path.name: path.read_text(encoding="utf-8") for path in DOCS}
 
 
@@ -22,7 +22,7 @@ def test_every_file_has_its_line_and_no_line_has_no_file():
 
 @pytest.mark.parametrize("name", TEXT)
 def test_what_a_document_points_at_is_there(name):
-    folder = ROOT if name == "README.md" else ROOT / "docs"
+    folder = ROOT if (ROOT / name).exists() else ROOT / "docs"
     for target in re.findall(r"\]\(([^)#\s]+)", TEXT[name]):
         assert "://" in target or (folder / target).exists(), target
     for target in re.findall(
@@ -36,6 +36,6 @@ def test_the_tests_that_a_document_names_are_there():
         *(re.findall(r"def (test_\w+)", p.read_text(encoding="utf-8")) for p in (ROOT / "tests").glob("*.py"))
     )
     there |= {path.stem for path in (ROOT / "tests").glob("test_*.py")}
-    for name in ("README.md", "WALKTHROUGH.md", "FAULTS.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "WALKTHROUGH.md", "FAULTS.md", "SEED.md"):
         named = set(re.findall(r"\b(test_\w+)\b", TEXT[name]))
         assert named <= there, named - there

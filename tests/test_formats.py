@@ -315,6 +315,7 @@ def test_single_lines_in_another_encoding_are_repaired_and_counted(tmp_path):
     assert ("  as cp1252, not UTF-8", 4, 4 / 4000) in counts.rows()
 
 
+@settings(deadline=None)
 @given(st.text("abcdefgh ,.", min_size=1, max_size=60), st.sampled_from(["для кружки", "日本の茶碗", "ετικέτα"]))
 def test_other_scripts_are_not_taken_for_cp1252(latin, other):
     encoding = {"д": "cp1251", "日": "shift_jis", "ε": "iso8859-7"}[other[0]]

@@ -80,7 +80,7 @@ def test_a_step_is_the_formula_of_the_paper(shape):
         x = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
         x = x / x.norm()
         x = x.T if shape[0] > shape[1] else x
-        for _ in range(5):
+        for _ in range(ITERATIONS):
             gram = x @ x.T
             x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
         x = x.T if shape[0] > shape[1] else x

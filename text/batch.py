@@ -47,7 +47,8 @@ class FlatBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "FlatBatch":
-        return replace(self, **{name: change(value) for name, value in vars(self).items() if name != "lengths"})
+        tensors = {name: change(value) for name, value in vars(self).items() if name != "lengths"}
+        return replace(self, **tensors)  # type: ignore[arg-type]  # `lengths` is not among them
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def _automaton(texts: list[list[str]]) -> tuple[list[dict[str, int]], list[int],
     following, shorter, length = [{}], [-1], [0]
 
     def add(words: int, leads: dict[str, int], ending: int) -> int:
-        following.append(leads), shorter.append(ending), length.append(words)
+        following.append(leads)
+        shorter.append(ending)
+        length.append(words)
         return len(length) - 1
 
     def split(state: int, word: str) -> int:

@@ -5,7 +5,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from text.errors import DataError
@@ -25,7 +25,7 @@ def repetition_rate(texts: list[str], n: int = 4) -> float:
     return (total - fresh) / total if total else 0.0
 
 
-def bootstrap(values: list[float], seed: int = 0, rounds: int = 1000) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], seed: int = 0, rounds: int = 1000) -> tuple[float, float]:
     """The interval of 95 % of the mean of `values`, by drawing them again with replacement (Efron, 1979)."""
     draw = random.Random(seed)
     means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(rounds))

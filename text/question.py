@@ -10,7 +10,7 @@ Forms = dict[str, tuple[str, ...]]  # by language; {title} stands in each
 
 # How people ask for a product, besides by its bare title. The held-out form is never trained on: evaluate.py asks it,
 # to see whether the model answers a question or knows a phrase.
-QUESTIONS = {
+QUESTIONS: dict[str, tuple[str, ...]] = {
     "en": (
         "What is {title}?",
         "What kind of product is {title}?",

@@ -56,6 +56,9 @@ class RecordFile:
                 "Prepare the file again: python data_prep.py INPUT"
             ) from None
 
+    def __iter__(self) -> Iterator[Record]:
+        return (self[index] for index in range(len(self)))
+
     def fingerprint(self) -> str:
         """SHA-256 of the content: one second a gigabyte, and no correction in the middle of it goes unseen."""
         self._file.seek(0)
