@@ -1,0 +1,33 @@
+"""9. Forget zero_grad
+
+Do: take `optimizer.zero_grad` out of the loop and train 60 steps.
+
+Predict: what does grad_norm do from step to step? Does the loss still fall?
+
+See: grad_norm in step 60 is {wrong_norm:.1f} instead of {right_norm:.1f}, and the mean loss of the last ten steps
+{wrong:.2f} instead of {right:.2f}.
+
+Why: `backward` adds to `.grad`, so that micro-batches can be summed (lesson 7). If nobody empties it, each step moves
+by the sum of all gradients since the first, and the newest one hardly counts in it. Clipping hides the growth from
+the weights. The loss still falls, for old gradients are not all wrong, which is why this fault lives long. A
+grad_norm that only grows is its sign.
+"""
+
+from lesson import Edit, mean, teach
+
+FORGET = Edit("train.py", "        optimizer.zero_grad(set_to_none=True)\n", "")
+
+
+def experiment(lab):
+    right = lab.train("right", "--max_steps", 60)
+    wrong = lab.train("forgotten", "--max_steps", 60, edits=(FORGET,))
+    lab.curves(right, wrong)
+    losses = [mean(lab.losses(run)[-10:]) for run in (right, wrong)]
+    norms = [mean(lab.losses(run, "grad_norm")[-10:]) for run in (right, wrong)]
+    lab.see(right=losses[0], wrong=losses[1], right_norm=norms[0], wrong_norm=norms[1])
+    assert losses[1] > losses[0] + 0.3
+    assert norms[1] > 3 * norms[0]
+
+
+if __name__ == "__main__":
+    teach(__file__, __doc__, experiment)
