@@ -16,11 +16,13 @@ import json
 
 from lesson import ROOT, teach
 
+OPTIONS = ("--max_steps", 40, "--batch_size", 16, "--optim", "muon", "--lr", 4e-3)
+
 
 def experiment(lab):
     records = [record | {"attributes": {}} for record in lab.records("train", 16)]
     data = lab.data("data", train=records, val=records, test=records)
-    run = lab.train("sixteen", "--max_steps", 60, "--optim", "muon", "--lr", 4e-3, data=data)
+    run = lab.train("sixteen", *OPTIONS, data=data)
     answers = json.loads((ROOT / run / "after.json").read_text(encoding="utf-8"))
     known = {record["content"] for record in records}
     losses, exact = lab.losses(run), sum(answer.strip() in known for answer in answers.values())

@@ -21,8 +21,8 @@ from lesson import Edit, mean, teach
 
 BAD = Edit(
     "train.py",
-    "scaler.scale(loss / supervised).backward()",
-    "bad = 10_000 if state.step == 15 else 1\n            scaler.scale(bad * loss / supervised).backward()",
+    "            scaler.scale(loss / supervised).backward()",
+    "            bad = 10_000 if state.step == 15 else 1\n            scaler.scale(bad * loss / supervised).backward()",
 )
 
 

@@ -15,7 +15,7 @@ grad_norm that only grows is its sign.
 
 from lesson import Edit, mean, teach
 
-FORGET = Edit("train.py", "        optimizer.zero_grad(set_to_none=True)\n", "")
+FORGET = Edit("train.py", "optimizer.zero_grad(set_to_none=True)", "pass")
 
 
 def experiment(lab):

@@ -22,10 +22,12 @@ from lesson import ROOT, Edit, teach
 WITHOUT = Edit("text/batch.py", "prompt + answer + [self.end_token], len(text)", "prompt + answer, len(text)")
 MASKED = Edit(
     "text/batch.py",
-    "predicting += range(start + max(row.first_supervised, 1) - 1, start + len(row.ids) - 1)",
-    "places = range(start + max(row.first_supervised, 1) - 1, start + len(row.ids) - 1)\n"
+    "        predicting += range(start + max(row.first_supervised, 1) - 1, start + len(row.ids) - 1)",
+    "        places = range(start + max(row.first_supervised, 1) - 1, start + len(row.ids) - 1)\n"
     "        predicting += [place for place in places if ids[place + 1] != 0]  # 0: padding, and the end token",
 )
+
+OPTIONS = ("--max_steps", 40, "--batch_size", 16, "--optim", "muon", "--lr", 4e-3)
 
 
 def experiment(lab):
@@ -33,7 +35,7 @@ def experiment(lab):
     data, contents = lab.data("data", train=records, val=records, test=records), {r["content"] for r in records}
     runs, ended = {}, {}
     for name, edits in (("right", ()), ("without", (WITHOUT,)), ("masked", (MASKED,))):
-        runs[name] = lab.train(name, "--max_steps", 60, "--optim", "muon", "--lr", 4e-3, data=data, edits=edits)
+        runs[name] = lab.train(name, *OPTIONS, data=data, edits=edits)
         answers = json.loads((ROOT / runs[name] / "after.json").read_text(encoding="utf-8")).values()
         ended[f"{name}_ended"] = sum(answer.strip() in contents for answer in answers)
     lab.curves(*runs.values())

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 DIE = Edit(
     "run/files.py",
-    "        put_in_place(temporary, path)\n    except",
+    "        put_in_place(temporary, path)\n",
     "        if path.name == 'checkpoint-20':\n"
     "            os._exit(1)  # nothing is tidied up\n"
-    "        put_in_place(temporary, path)\n    except",
+    "        put_in_place(temporary, path)\n",
 )
 
 

@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,16 +36,16 @@ SAID = {
     "en": {
         "ask": "Your prediction, in a line: ",
         "predicted": "You predicted: {0}",
-        "edit": "In a copy of {0}, instead of",
-        "becomes": "stands",
+        "edit": "In a copy of {0}, instead of:",
+        "becomes": "this:",
         "curves": "Curves: {0}",
         "otherwise": "Not seen in this run: {0}",
     },
     "pt": {
         "ask": "Sua previsão, em uma linha: ",
         "predicted": "Você previu: {0}",
-        "edit": "Em uma cópia de {0}, em vez de",
-        "becomes": "está",
+        "edit": "Em uma cópia de {0}, em vez de:",
+        "becomes": "isto:",
         "curves": "Curvas: {0}",
         "otherwise": "Não se viu neste treino: {0}",
     },
@@ -91,8 +93,8 @@ class Lab:
     def command(self, script: str, *args, edits: tuple[Edit, ...] = (), fails: bool = False) -> str:
         """A script of the project, in a process of its own, from a copy that holds the edits. Returns what it said."""
         for edit in edits:
-            print(f"\n{self.said['edit'].format(edit.file)}\n  - {edit.old.strip()}\n{self.said['becomes']}")
-            print("\n".join(f"  + {line}" for line in edit.new.strip().splitlines()))
+            print(f"\n{self.said['edit'].format(edit.file)}\n{indented(edit.old)}")
+            print(f"{self.said['becomes']}\n{indented(edit.new)}")
         print("\n$", one_line(" ".join(["python", script, *map(str, args)])), flush=True)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as copy:
             place = edited_copy(Path(copy), edits) if edits else ROOT
@@ -147,6 +149,11 @@ def edited_copy(folder: Path, edits: tuple[Edit, ...]) -> Path:
     return folder
 
 
+def indented(code: str) -> str:
+    """For the screen: its lines as they stand to one another, four to the right."""
+    return textwrap.indent(textwrap.dedent(code).rstrip(), " " * 4)
+
+
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -173,7 +180,9 @@ def teach(file: str, english: str, experiment: Callable[[Lab], None]) -> None:
 def _teach(file: Path, text: list[str], experiment: Callable[[Lab], None], said: dict[str, str]) -> int:
     title, what, question, seen, why = text
     print(f"{title}\n\n{what}\n\n{question}\n")
-    prediction = input(said["ask"]) if sys.stdin.isatty() else ""
+    prediction = ""
+    with suppress(EOFError):  # Ctrl-D: none
+        prediction = input(said["ask"]) if sys.stdin.isatty() else ""
     lab = Lab(file.stem[:2], said, seen, prediction)
     if not (ROOT / DATA / "train.jsonl").exists():
         lab.command("data_prep.py", Path("examples", "catalogue.json.gz"), "--attributes", "auto", "--output_dir", DATA)
