@@ -3,18 +3,18 @@
 Do: in step 16 of 60 make the loss ten thousand times as large, as one broken record can. Once with clipping to a norm
 of 1, once without.
 
-Predict: the step itself is no larger than another: AdamW divides by the size of the gradient. What do the steps after
-it do, with clipping and without?
+Predict: AdamW divides by the size of the gradient, so the bad step moves the weights no further than another. What do
+the steps after it do, with clipping and without?
 
 See: grad_norm in step 16 was {norm:,.0f}. The mean loss of the last ten steps is {clipped:.2f} with clipping and
 {unclipped:.2f} without.
 
-Why: AdamW divides by the root of its average of squared gradients, and that average forgets slowly: of a square,
-1/1000 is taken up and 0.999 of it remains after each step. A gradient that was ten thousand times too large makes the
-divisor hundreds of times too large for more than a thousand steps, and what is divided by it hardly moves the
-weights. Nothing says so: the loss is finite, grad_norm is as before, only learning has all but ended. Clipping scales
-the bad gradient down to norm 1 before the averages see it. (Without a bad step clipping changes little under AdamW;
-that is no reason to leave it out.)
+Why: AdamW divides an average of gradients by the root of an average of their squares. The first forgets in some ten
+steps: so long every weight follows one batch, and the loss jumps. The second takes up 1/1000 of a square and keeps
+0.999 of it from step to step. A gradient ten thousand times too large makes the divisor hundreds of times too large
+for more than a thousand steps, and what is divided by it hardly moves the weights. Nothing says so: the loss is
+finite, grad_norm looks as ever, only learning has all but ended. Clipping scales the bad gradient down to norm 1
+before the averages see it. (Without a bad step it changes little under AdamW; that is no reason to leave it out.)
 """
 
 from lesson import Edit, mean, teach

@@ -14,19 +14,14 @@ either way: to a model that began from nothing the prompts are more text to lear
 knows the language spends its steps on words that it will never have to write.
 """
 
-import json
-
-from lesson import ROOT, teach
+from lesson import teach
 
 
 def experiment(lab):
     runs = [lab.train(name, "--max_steps", 60, "--loss_on", name) for name in ("answer", "all")]
     lab.curves(*runs)
-    on_answers = []
-    for run in runs:
-        lab.command("evaluate.py", "--run", run, "--max_samples", 64, "--max_new_tokens", 1, "--candidates", 1)
-        on_answers.append(json.loads((ROOT / run / "metrics.json").read_text(encoding="utf-8"))["after"]["loss"])
     logged = [lab.losses(run, "val_loss")[-1] for run in runs]
+    on_answers = [lab.answer_loss(run, lab.records("test", 64)) for run in runs]
     gap = logged[0] - logged[1]
     lab.see(val_answer=logged[0], val_all=logged[1], gap=gap, answer=on_answers[0], all=on_answers[1])
     assert gap > 0.8

@@ -16,40 +16,34 @@ base beside an adapter is untouched, and is there again when the adapter is take
 knows the language and has to learn a manner; a new language asks for all the weights.
 """
 
-import json
-
 from lesson import ROOT, teach
 
 from text.question import language_of
 
 
 def experiment(lab):
-    data = {}
+    data, test = {}, {}
     for language in ("en", "pt"):
-        some = {split: lab.records(split, 3000) for split in ("train", "val", "test")}
-        own = {k: [r for r in v if language_of(f"{r['title']} {r['content']}") == language] for k, v in some.items()}
-        data[language] = lab.data(language, **own)
+        own = {split: in_language(lab.records(split, 3000), language) for split in ("train", "val", "test")}
+        data[language], test[language] = lab.data(language, **own), own["test"][:64]
     base = lab.train("base", "--max_steps", 80, "--optim", "muon", "--lr", 4e-3, data=data["en"])
     tune = ("--model", base / "final", "--max_steps", 40)
     full = lab.train("full", *tune, "--lr", 1e-3, data=data["pt"])
     lora = lab.train("lora", *tune, "--lora", "--lr", 4e-3, data=data["pt"])
     lab.curves(full, lora)
-    numbers = {}
-    for run in (base, full, lora):
-        for language in data:
-            numbers[f"{run.name[3:]}_{language}"] = loss_on(lab, run, data[language])
-    sizes = {"full_mb": full / "final" / "model.safetensors", "lora_mb": lora / "final" / "adapter_model.safetensors"}
-    numbers |= {name: (ROOT / file).stat().st_size / 1e6 for name, file in sizes.items()}
-    lab.see(**numbers)
-    assert numbers["lora_mb"] < numbers["full_mb"] / 10
-    assert numbers["full_pt"] < numbers["base_pt"] - 1 and numbers["lora_pt"] < numbers["base_pt"] - 0.3
-    assert numbers["full_en"] > numbers["base_en"] + 0.3
+
+    runs = {"base": base, "full": full, "lora": lora}
+    loss = {f"{name}_{lang}": lab.answer_loss(run, test[lang]) for name, run in runs.items() for lang in test}
+    full_mb = (ROOT / full / "final" / "model.safetensors").stat().st_size / 1e6
+    lora_mb = (ROOT / lora / "final" / "adapter_model.safetensors").stat().st_size / 1e6
+    lab.see(full_mb=full_mb, lora_mb=lora_mb, **loss)
+    assert lora_mb < full_mb / 10
+    assert loss["full_pt"] < loss["lora_pt"] - 0.3 and loss["lora_pt"] < loss["base_pt"] - 0.3
+    assert loss["full_en"] > loss["base_en"] + 0.3
 
 
-def loss_on(lab, run, data):
-    options = ("--max_samples", 40, "--max_new_tokens", 1, "--candidates", 1)
-    lab.command("evaluate.py", "--run", run, "--data", data, *options)
-    return json.loads((ROOT / run / "metrics.json").read_text(encoding="utf-8"))["after"]["loss"]
+def in_language(records, language):
+    return [record for record in records if language_of(f"{record['title']} {record['content']}") == language]
 
 
 if __name__ == "__main__":

@@ -121,6 +121,19 @@ class Lab:
         self.command("plot.py", *runs, "--out", picture)
         print(self.said["curves"].format(picture))
 
+    def answer_loss(self, run: Path, records: list[dict]) -> float:
+        """Of a run's final model, in nats per token of the answers and their ends, as evaluate.py measures it."""
+        from model.attention import use_flat_attention  # with torch, which takes seconds
+        from model.loss import mean_loss
+        from run.loading import load
+        from text.batch import flat_batches
+        from text.template import load_template
+
+        final = ROOT / run / "final"
+        model, encoder = load(final, load_template(final), max_length=256)
+        use_flat_attention(model)
+        return mean_loss(model, flat_batches(encoder.rows(records), token_budget=1024))
+
     def records(self, split: str, count: int) -> list[dict]:
         """The first `count` records of the prepared example catalogue."""
         lines = (ROOT / DATA / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
