@@ -17,6 +17,7 @@ import textwrap
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +109,9 @@ class Lab:
                 errors="replace",
             )
         if bool(done.returncode) != fails:
-            raise UsageError(f"It ended with exit code {done.returncode}: {done.stderr[-1500:]}")
+            error = UsageError(f"It ended with exit code {done.returncode}: {done.stderr[-1500:]}")
+            error.exit_code = done.returncode or 1
+            raise error
         return done.stdout
 
     def losses(self, run: Path, key: str = "loss") -> list[float]:
@@ -136,8 +139,8 @@ class Lab:
 
     def records(self, split: str, count: int) -> list[dict]:
         """The first `count` records of the prepared example catalogue."""
-        lines = (ROOT / DATA / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines[:count]]
+        with (ROOT / DATA / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as file:
+            return [json.loads(line) for line in islice(file, count)]
 
     def data(self, name: str, train: list[dict], val: list[dict], test: list[dict]) -> Path:
         """A data folder with these records."""
