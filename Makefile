@@ -1,10 +1,13 @@
-# make demo | test | lint | bench     (on Windows without make: the README has the same commands as one-liners)
+# make demo | lessons | test | lint | bench     (on Windows without make: the README has the same commands as one-liners)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python train.py
+
+lessons: $(VENV)/run.stamp
+	for lesson in lessons/[0-9]*.py; do $(BIN)/python $$lesson < /dev/null || exit 1; done
 
 test: $(VENV)/dev.stamp
 	PYTHONWARNDEFAULTENCODING=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
@@ -27,4 +30,4 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: demo test lint bench
+.PHONY: demo lessons test lint bench
