@@ -6,7 +6,8 @@ nothing here knows its index or its threshold, so the one can be measured by the
 
 from collections.abc import Iterable
 
-from catalogue.claims import SHORTEST, TOKEN, folded, quantity_of, support_of
+from catalogue.claims import TOKEN, folded, is_telling, measures_of, support_of
+from catalogue.index import EMPTY_WORDS
 from text.metrics import contains, normal
 from text.stream import Record, given
 
@@ -70,15 +71,14 @@ class KnownFacts:
         here, said, found = support_of([given(record)]), support_of([answer]), []
         for value in self.values:
             parts = list(TOKEN.finditer(value))
-            numbers = [quantity_of(part) for part in parts if part["number"]]
-            stated = all(n in said.quantities for n in numbers) if numbers else contains(answer, value)
-            words = [folded(part["word"]) for part in parts if part["word"] and len(part["word"]) >= SHORTEST]
-            held = all(here.has_quantity(n) for n in numbers) and (bool(numbers) or all(map(here.has_word, words)))
-            if stated and not held:
+            measures = [measure for part in parts if part["number"] for measure in measures_of(part)]
+            stated = said.measures.issuperset(measures) if measures else contains(answer, value)
+            words = {folded(part["word"]) for part in parts if part["word"]} - EMPTY_WORDS
+            if stated and not (here.has_quantity(measures) if measures else all(map(here.has_word, words))):
                 found.append(value)
-        for match in TOKEN.finditer(answer):
-            word = match["word"]
-            if not word or not word[0].isupper() or len(word) < SHORTEST or here.has_word(folded(word)):
+        for token in TOKEN.finditer(answer):
+            word = token["word"]
+            if not word or not word[0].isupper() or not is_telling(token) or here.has_word(folded(word)):
                 continue
             if folded(word) in self.brands or folded(word) not in self.not_a_name:
                 found.append(word)
