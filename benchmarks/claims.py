@@ -66,7 +66,7 @@ def main() -> None:
 
     forbidden = forbidding(model, encoder, ids[: len(records)], records, claims, data)
     for name, texts in (("greedy", answers[: len(records)]), ("greedy, forbidding", forbidden)):
-        said = known.facts_said(records, texts)
+        said = [its for record, text in zip(records, texts, strict=True) for its in known.facts_said(record, text)]
         invented = [bool(known.inventions(record, text)) for record, text in zip(records, texts, strict=True)]
         print(f"{name:<20} facts {sum(said) / len(said):.1%}, inventions {sum(invented) / len(invented):.1%}")
     print()

@@ -129,6 +129,8 @@ def spellings(token: re.Match) -> list[str]:
     units = {name: other for name, (its_base, other) in UNITS.items() if its_base == base and name.isalpha()}
     for name, other in units.items() if base else [("", 1)]:
         values = [round(number * size / other, 6) for number in numbers]
+        if values != [round(value, 3) for value in values]:
+            continue  # nobody writes 30 cm as 11.811024 inches, and each spelling is looked for
         for form in (".10g", ",.10g") if max(values) >= 1000 else (".10g",):
             for joined in {between.join(format(value, form) for value in values) for between in ("x", " x ")}:
                 found += [f"{joined} {name}s", f"{joined} {name}", f"{joined}{name}"]

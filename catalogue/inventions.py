@@ -41,10 +41,9 @@ class KnownFacts:
         known = self.facts.get(record["uid"])
         return known is not None and normal(known["title"]) == normal(record["title"])
 
-    def facts_said(self, records: list[Record], answers: list[str]) -> list[bool]:
-        """Of each known fact of each product whether its answer says it."""
-        pairs = zip(records, answers, strict=True)
-        return [contains(text, value) for r, text in pairs for value in self.facts[r["uid"]]["facts"].values()]
+    def facts_said(self, record: Record, answer: str) -> list[bool]:
+        """Of each known fact of the product whether the answer says it."""
+        return [contains(answer, value) for value in self.facts[record["uid"]]["facts"].values()]
 
     def cut_down(self, records: list[Record]) -> list[Record]:
         """The title is the kind alone, and all other facts are attributes."""
@@ -56,15 +55,17 @@ class KnownFacts:
         return cut
 
     def short_titles(self, records: list[Record]) -> list[Record]:
-        """As somebody in a hurry writes them, each once: kind; kind and colour; all but the brand."""
-        short = {}
+        """As somebody in a hurry writes them, each once: kind; kind and colour; all but the brand. The uid
+        is that of the first product that it may be."""
+        short: dict[str, str] = {}
         for record in filter(self.knows, records):
             title = record["title"]
             known = {k: v for k, v in self.facts[record["uid"]]["facts"].items() if contains(title, v)}
             in_order = sorted(known, key=lambda name: title.casefold().find(known[name].casefold().split()[0]))
             for names in ({"kind"}, {"kind", "colour"}, known.keys() - {"brand"}):
-                short[" ".join(known[name] for name in in_order if name in names)] = None
-        return [{"title": title} for title in short if title not in {record["title"] for record in records}]
+                short.setdefault(" ".join(known[name] for name in in_order if name in names), record["uid"])
+        titles = {record["title"] for record in records}
+        return [{"uid": uid, "title": title} for title, uid in short.items() if title not in titles]
 
     def inventions(self, record: Record, answer: str) -> list[str]:
         """Colours, materials, sizes, quantities and brands of `answer` that neither title nor attributes have."""

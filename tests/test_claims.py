@@ -98,7 +98,8 @@ def test_forms_of_a_word_are_one_word(one, other):
 @pytest.mark.parametrize(
     "one, other",
     [
-        ("wool", "wood"), ("casa", "caneca"), ("steel", "stone"), ("bed", "red"), ("prata", "prato"), ("linho", "linha"),
+        ("wool", "wood"), ("casa", "caneca"), ("steel", "stone"), ("bed", "red"), ("prata", "prato"),
+        ("linho", "linha"),
         ("pin", "pine"), ("line", "linen"), ("tin", "tiny"), ("cobre", "cobra"), ("seda", "sede"), ("rosa", "rosto"),
     ],
 )  # fmt: skip
@@ -163,7 +164,7 @@ def test_the_known_facts_say_the_same_without_knowing_it(claims):
     assert [r["title"] for r in known.short_titles(RECORDS[:1])] == ["mug", "blue mug", "blue mug 250 ml"]
     (cut,) = known.cut_down(RECORDS[:1])
     assert cut["title"] == "mug" and "blue" in cut["attributes"].values() and "kind" not in cut["attributes"]
-    assert all(known.facts_said([cut], [RECORDS[0]["content"]])) and not any(known.facts_said([cut], ["A lamp."]))
+    assert all(known.facts_said(cut, RECORDS[0]["content"])) and not any(known.facts_said(cut, "A lamp."))
     attributes = {"colour": "red", "brand": "Kelbra", "size": "0,35 l"}
     assert known.inventions({"title": "mug", "attributes": attributes}, "This red mug from Kelbra holds 350 ml.") == []
 
