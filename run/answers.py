@@ -61,13 +61,13 @@ def entries_of(
             entry["error"] = too_long(record["title"], writer.window)
         elif strict and answer.unsupported:
             entry |= {"answer": "", "error": left_out_for(record["title"], answer)}
-        elif writer.claims and not products:
-            entry["note"] = NOT_TAUGHT
-        if sources.count:
+        elif note := NOT_TAUGHT if writer.claims and not products else sources.grounding(products):
+            entry["note"] = note
+        if sources.count and not title.fault:
             entry["sources"] = [
                 {"uid": p.uid, "title": p.title, "matched": p.matched} for p in products[: sources.count]
             ]
-        if sources.grounded:
+        if sources.grounded and not title.fault:
             entry["grounded_on"] = products[0].uid if products else None
         yield entry
 

@@ -15,7 +15,7 @@ from run.candidates import Prompt, Writer
 from run.cli import UsageError, check_number
 from run.device import Machine
 from run.sources import Sources
-from run.titles import read_titles
+from run.titles import read_titles, title_of
 from text.errors import DataError
 from text.stream import Record, given
 
@@ -150,7 +150,7 @@ def number_of(asked: dict, key: str, default: float, least: float, most: float) 
 def record_of(asked: dict) -> Record:
     if not isinstance(asked, dict):
         raise Refused("This is no JSON object.")
-    if not (title := text_of(asked, "title")):
+    if not (title := title_of(text_of(asked, "title"))):
         raise Refused("There is no title.")
     values = asked.get("attributes", {})
     if not isinstance(values, dict) or len(values) > MOST_ATTRIBUTES:

@@ -135,6 +135,8 @@ class Loop:
             return print(too_long(record["title"], writer.window), file=sys.stderr)
         if writer.claims and not products:
             self.say("not taught")
+        elif grounding := self.sources.grounding(products):
+            print(f"({grounding})", file=sys.stderr)
         prompt = Prompt(ids, [given(record), context], self.numbers, again)
         self.numbers += 1
         if writer.tries > 1 or self.strict:

@@ -1,7 +1,6 @@
 """The products of the catalogue that an answer can be checked against, or is taken from."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from catalogue.claims import Claims
@@ -33,14 +32,12 @@ class Sources:
         return self._catalogue.nearest(given(record), max(self.count, 1)) if self._catalogue else []
 
     def context(self, products: list[Product]) -> str:
-        """What is put before the prompt, "" for nothing; says so."""
-        if not self.grounded:
-            return ""
-        if not products:
-            print("(grounded: nothing in the catalogue matches; the model answers by itself)", file=sys.stderr)
-            return ""
-        print(f"(grounded on {products[0].uid}: {products[0].title})", file=sys.stderr)
-        return products[0].content
+        """What is put before the prompt, "" for nothing."""
+        return products[0].content if self.grounded and products else ""
+
+    def grounding(self, products: list[Product]) -> str:
+        """What is said of that, "" for nothing."""
+        return f"grounded on {products[0].uid}: {products[0].title}" if self.grounded and products else ""
 
     def show(self, products: list[Product]) -> None:
         if not self.count:
