@@ -12,11 +12,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from catalogue.claims import Claim
 from catalogue.fields import printable
 from catalogue.outputs import sync
 from run.candidates import NOTHING, Prompt, Writer, Written
 from run.cli import UsageError
-from run.sayings import NOT_TAUGHT
+from run.sayings import NOT_TAUGHT, SAID
 from run.sources import Sources
 from run.terminal import one_line
 from run.terminal import printable as without_controls
@@ -209,12 +210,18 @@ def write_sheet(path: Path, rows: list[list[str]]) -> None:
         book.save(file)
 
 
-def show(answer: Written) -> None:
-    """On a line of its own, unsupported words underlined."""
-    spans = [(claim.start, claim.start + len(claim.text)) for claim in answer.unsupported]
-    text = " ".join(answer.text.split()) if not spans else answer.text.replace("\n", " ")
-    write = getattr(sys.stdout, "write_marked", None)
-    write(f"{text}\n", spans) if write else print(text)
+def show(answer: Written, sentence: str = SAID["en"]["unsupported"]) -> None:
+    """On a line of its own, unsupported words underlined; where that cannot be seen, `sentence` names them."""
+    if answer.unsupported and getattr(sys.stdout, "can_mark", False):
+        spans = [(claim.start, claim.start + len(claim.text)) for claim in answer.unsupported]
+        return sys.stdout.write_marked(answer.text.replace("\n", " ") + "\n", spans)
+    print(" ".join(answer.text.split()))
+    say_unsupported(answer.unsupported, sentence)
+
+
+def say_unsupported(claims: list[Claim], sentence: str) -> None:
+    if claims:
+        print(sentence.format(", ".join(dict.fromkeys(claim.text for claim in claims))), file=sys.stderr)
 
 
 def progress(entries: Iterator[dict], done: int, total: int) -> Iterator[dict]:

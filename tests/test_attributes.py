@@ -6,9 +6,9 @@ import json
 import pytest
 from conftest import RECORDS, script, write_data
 
+import generate
 from catalogue.claims import Claims
 from catalogue.fields import AUTO, Fields
-import generate
 from catalogue.index import Catalogue, write_catalogue
 from catalogue.judge import Options
 from catalogue.prepare import prepare

@@ -269,6 +269,15 @@ def test_a_file_of_titles_names_what_nothing_supports(run, tmp_path, monkeypatch
     assert "2 titles: 1 answered, 1 without an answer (states what nothing supports)" in shown.err
 
 
+def test_where_nothing_is_underlined_it_is_named(run, monkeypatch, capsys):
+    """Into a pipe, as here: the answer alone on standard output."""
+    assert asked(run, monkeypatch, "A red 💡 mug, in red.", "--title", "Blue mug", "--candidates", 2) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "A red 💡 mug, in red.\n" and "(nothing supports: red)\n" in shown.err
+    assert asked(run, monkeypatch, "A red mug.", "--title", "Blue mug", "--title", "Red mug") == 0
+    assert capsys.readouterr().err.count("(nothing supports: red)\n") == 1
+
+
 def test_a_title_that_resembles_nothing_is_said_to(run, monkeypatch, capsys):
     assert asked(run, monkeypatch, "A mug.", "--title", "iPhone 250 Pro", "--candidates", 2) == 0
     assert "nothing in the catalogue resembles" in capsys.readouterr().err
