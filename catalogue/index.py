@@ -12,6 +12,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,6 +99,12 @@ class Catalogue:
         self._size = self._ask("SELECT max(rowid) FROM product")[0][0] or 0  # count(*) would read all of them
         self._counts: dict[str, int] = {}
         self.attributes = {name for (name,) in self._ask("SELECT name FROM attribute")} if has_attributes else set()
+
+    @cached_property
+    def has_capitals(self) -> bool:
+        """Whether some of its titles, one in fifty of the first thousand, are WRITTEN IN CAPITALS."""
+        titles = self._ask("SELECT title FROM product LIMIT 1000")
+        return 50 * sum(title.isupper() for (title,) in titles) >= max(1, len(titles))
 
     def _ask(self, question: str, values: tuple = ()) -> list[tuple]:
         try:

@@ -44,7 +44,7 @@ def entries_of(
         for number, title, record in asked:
             if not title.fault:
                 products = sources.nearest(record)
-                context, question = sources.context(products), writer.encoder.template.asked(record)
+                context, question = sources.context(products), writer.encoder.template.asked(sources.as_taught(record))
                 (ids,) = writer.encoder.prompts([question], [context], writer.window)
                 found[number] = products
                 yield Prompt(ids, [given(record), context], number)

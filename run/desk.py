@@ -73,7 +73,9 @@ class Desk:
         writer = replace(writer, sampling=sampling, candidates=1)
         products = self._sources.nearest(record)
         context = self._sources.context(products)
-        (prompt,) = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], writer.window)
+        (prompt,) = writer.encoder.prompts(
+            [writer.encoder.template.asked(self._sources.as_taught(record))], [context], writer.window
+        )
         if len(prompt) >= writer.window:
             raise Refused("This is longer than the model sees: shorten it.")
         copies = range(1 if greedy else int(count))

@@ -130,7 +130,8 @@ class Loop:
         """Print the answer to one title, and its sources if they are wanted."""
         writer, products = self.writer, self.sources.nearest(record)
         context, began = self.sources.context(products), time.perf_counter()
-        (ids,) = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], writer.window)
+        question = writer.encoder.template.asked(self.sources.as_taught(record))
+        (ids,) = writer.encoder.prompts([question], [context], writer.window)
         if len(ids) >= writer.window:
             return print(too_long(record["title"], writer.window), file=sys.stderr)
         if writer.claims and not products:

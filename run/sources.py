@@ -27,6 +27,12 @@ class Sources:
         """Names of those that products of the catalogue have."""
         return self._catalogue.attributes if self._catalogue else set()
 
+    def as_taught(self, record: Record) -> Record:
+        """How a model is asked: by a title in capitals in small letters, unless the catalogue has such titles. In
+        capitals a word is other tokens, and who never saw them answers nonsense."""
+        in_capitals = self._catalogue and record["title"].isupper() and not self._catalogue.has_capitals
+        return record | {"title": record["title"].lower()} if in_capitals else record
+
     def nearest(self, record: Record) -> list[Product]:
         """As many as are listed, and at least one: without any, nothing resembles this product."""
         return self._catalogue.nearest(given(record), max(self.count, 1)) if self._catalogue else []

@@ -14,6 +14,7 @@ from catalogue.inventions import KnownFacts
 from model.sample import Sampling
 from run.candidates import Prompt, Writer
 from run.cli import UsageError
+from run.sources import Sources
 
 COLOURS, BRANDS = ("blue", "red", "green", "white"), ("Velmora", "Tinilan", "Zarivia", "Kelbra")
 RECORDS = [
@@ -276,6 +277,16 @@ def test_where_nothing_is_underlined_it_is_named(run, monkeypatch, capsys):
     assert shown.out == "A red 💡 mug, in red.\n" and "(nothing supports: red)\n" in shown.err
     assert asked(run, monkeypatch, "A red mug.", "--title", "Blue mug", "--title", "Red mug") == 0
     assert capsys.readouterr().err.count("(nothing supports: red)\n") == 1
+
+
+def test_a_title_in_capitals_is_asked_as_the_catalogue_writes_them(claims, tmp_path):
+    shouted = {"title": "BLUE MUG É 350 ML", "attributes": {"brand": "IKEA"}}
+    assert Sources(tmp_path / "data", 0, False).as_taught(shouted) == shouted | {"title": "blue mug é 350 ml"}
+    assert Sources(tmp_path, 0, False).as_taught(shouted) == shouted  # no catalogue: nothing is known
+    folder = write_data(tmp_path / "loud", [r | {"title": r["title"].upper()} for r in RECORDS])
+    write_catalogue(folder / FILE_NAME, folder / "train.jsonl")
+    assert Sources(folder, 0, False).as_taught(shouted) == shouted
+    assert Sources(folder, 0, False).as_taught({"title": "Blue mug"}) == {"title": "Blue mug"}
 
 
 def test_a_title_that_resembles_nothing_is_said_to(run, monkeypatch, capsys):
