@@ -180,7 +180,7 @@ def main(options) -> int:
     machine = machine_for(model.run, options.device, model.base)
     writer, machine = make_writer(options, model, sources, machine, len(asked))
     records = [title.record(sources.attributes, options.attribute) for title in asked]
-    if options.asked and sources.attributes and any(title.row for title in asked):
+    if sources.attributes and any(title.row and not title.own for title in asked):
         names = {attribute_name(column) for column in options.asked.columns} & sources.attributes
         known, given = ", ".join(sorted(sources.attributes)), ", ".join(sorted(names)) or "none"
         print(f"(attributes of its catalogue: {known}; columns of the table that are: {given})", file=sys.stderr)
