@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from catalogue.claims import Claims, support_of
+from catalogue.claims import Claims, folded, support_of
 from catalogue.index import Catalogue
 from catalogue.inventions import KnownFacts
 from catalogue.judge import Options
@@ -134,7 +134,7 @@ def forbidding(model, encoder, prompts: list[list[int]], records: list[dict], cl
         text = train[i]["content"]
         claimed = support_of([given(train[i])])
         for match in re.finditer(r"(?:^| )\w+", text):
-            if not claimed.has_word(match[0].strip().casefold()):
+            if not claimed.has_word(folded(match[0].strip())):
                 ordinary.add(tokenizer(match[0]).input_ids[0])
     allowed = [set(tokenizer(f" {given(record)} {given(record).title()}").input_ids) for record in records]
 
