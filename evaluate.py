@@ -288,19 +288,23 @@ def invention_rates(
 ) -> dict[str, float | tuple[float, float]]:
     """Shares of the answers that state what they were not given, by the catalogue and, where they are known, by the
     facts; and, asked in `others` ways, of the facts that are said. With the intervals of 95 %."""
-    counted: dict[str, list[bool]] = {}
+    counted: dict[str, list[tuple[str, bool]]] = {}  # uids of the products, and what is counted of each
+    pairs = list(zip(records, answers, strict=True))
     if claims:
-        texts = zip(records, answers, strict=True)
-        counted["unsupported"] = [bool(claims.unsupported(text, [given(record)])) for record, text in texts]
-    of_known = [(r, text) for r, text in zip(records, answers, strict=True) if known.knows(r)]
-    counted["inventions"] = [bool(known.inventions(*pair)) for pair in of_known]
+        counted["unsupported"] = [(r["uid"], bool(claims.unsupported(text, [given(r)]))) for r, text in pairs]
+    counted["inventions"] = [(r["uid"], bool(known.inventions(r, text))) for r, text in pairs if known.knows(r)]
     for way, some in others.items():
+        pairs = list(zip(some, to_others[way], strict=True))
         if way in ("cut_down", "grounded"):
-            counted[way] = known.facts_said(some, to_others[way])
+            counted[way] = [(r["uid"], said) for r, text in pairs for said in known.facts_said(r, text)]
         else:
-            counted[way] = [bool(known.inventions(*pair)) for pair in zip(some, to_others[way], strict=True)]
-    rates = {name: sum(values) / len(values) for name, values in counted.items() if values}
-    return rates | {f"{name}_interval": bootstrap(values) for name, values in counted.items() if values}
+            counted[way] = [(r["uid"], bool(known.inventions(r, text))) for r, text in pairs]
+    rates = {}
+    for name, its in counted.items():
+        if its:
+            products, values = zip(*its, strict=True)
+            rates |= {name: sum(values) / len(values), f"{name}_interval": bootstrap(values, products)}
+    return rates
 
 
 def count_copied(results: dict[str, dict], answers: dict[str, list[str]], train: RecordFile) -> None:

@@ -18,6 +18,7 @@ command goes on.
 
 import argparse
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from catalogue.clean import clean
 from catalogue.fields import Fields, attribute_name
 from run.cli import Parser, UsageError, integer, path, real, run_script
 from run.folders import CONFIG, base_model_of, find_run, read_run, weights_of
-from run.titles import Asked, Titles, check_out, lines_of, plain, read_titles
+from run.titles import Asked, Titles, check_out, lines_of, plain, read_titles, title_of
 from text.errors import DataError
 
 CANDIDATES = 8
@@ -77,7 +78,11 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
     parser.add_argument("--lang", choices=("en", "pt"), help="of the interactive loop; default: the system's")
     options = parser.parse_args(args)
-    options.asked, options.attribute = None, dict(options.attribute or [])
+    options.asked, given = None, options.attribute or []
+    options.attribute = dict(given)
+    if twice := [name for name, count in Counter(name for name, _ in given).items() if count > 1]:
+        values = " and ".join(value for name, value in given if name == twice[0])
+        parser.error(f"--attribute {twice[0]} is given more than once ({values}). One value may hold all of it.")
     options.greedy |= options.temperature is not None and options.temperature < 0.01  # smaller ones overflow
     if options.no_repeat_ngram_size is None:
         options.no_repeat_ngram_size = 0 if options.greedy else 4
@@ -104,7 +109,7 @@ def parse(args: list[str] | None = None):
         if options.titles:
             options.asked = read_titles(options.titles, Fields(options.title_field, options.content_field))
         elif options.title:
-            options.asked = Titles([Asked(plain(title)) for title in options.title], ["title"])
+            options.asked = Titles([Asked(title_of(plain(title))) for title in options.title], ["title"])
         if options.out:
             check_out(options.out)
         if not options.adapter:
@@ -117,7 +122,7 @@ def parse(args: list[str] | None = None):
 def attribute(text: str) -> tuple[str, str]:
     """`colour=blue` as a name and a value."""
     name, equals, value = text.partition("=")
-    if not (attribute_name(name) and equals and value.strip()):
+    if not (attribute_name(name) and equals and clean(plain(value))):
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE, as in colour=blue.")
     return attribute_name(name), clean(plain(value))
 
@@ -175,6 +180,10 @@ def main(options) -> int:
     machine = machine_for(model.run, options.device, model.base)
     writer, machine = make_writer(options, model, sources, machine, len(asked))
     records = [title.record(sources.attributes, options.attribute) for title in asked]
+    if sources.attributes and any(title.row and not title.own for title in asked):
+        names = {attribute_name(column) for column in options.asked.columns} & sources.attributes
+        known, given = ", ".join(sorted(sources.attributes)), ", ".join(sorted(names)) or "none"
+        print(f"(attributes of its catalogue: {known}; columns of the table that are: {given})", file=sys.stderr)
     copies = options.num_return_sequences
 
     def load_base() -> Writer:  # its own memory, so only once somebody wants to see it

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from catalogue.claims import Claims, support_of
+from catalogue.claims import Claims, folded, support_of
 from catalogue.index import Catalogue
 from catalogue.inventions import KnownFacts
 from catalogue.judge import Options
@@ -66,7 +66,7 @@ def main() -> None:
 
     forbidden = forbidding(model, encoder, ids[: len(records)], records, claims, data)
     for name, texts in (("greedy", answers[: len(records)]), ("greedy, forbidding", forbidden)):
-        said = known.facts_said(records, texts)
+        said = [its for record, text in zip(records, texts, strict=True) for its in known.facts_said(record, text)]
         invented = [bool(known.inventions(record, text)) for record, text in zip(records, texts, strict=True)]
         print(f"{name:<20} facts {sum(said) / len(said):.1%}, inventions {sum(invented) / len(invented):.1%}")
     print()
@@ -134,7 +134,7 @@ def forbidding(model, encoder, prompts: list[list[int]], records: list[dict], cl
         text = train[i]["content"]
         claimed = support_of([given(train[i])])
         for match in re.finditer(r"(?:^| )\w+", text):
-            if not claimed.has_word(match[0].strip().casefold()):
+            if not claimed.has_word(folded(match[0].strip())):
                 ordinary.add(tokenizer(match[0]).input_ids[0])
     allowed = [set(tokenizer(f" {given(record)} {given(record).title()}").input_ids) for record in records]
 

@@ -12,6 +12,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterable
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +100,12 @@ class Catalogue:
         self._counts: dict[str, int] = {}
         self.attributes = {name for (name,) in self._ask("SELECT name FROM attribute")} if has_attributes else set()
 
+    @cached_property
+    def has_capitals(self) -> bool:
+        """Whether some of its titles, one in fifty of the first thousand, are WRITTEN IN CAPITALS."""
+        titles = self._ask("SELECT title FROM product LIMIT 1000")
+        return 50 * sum(title.isupper() for (title,) in titles) >= max(1, len(titles))
+
     def _ask(self, question: str, values: tuple = ()) -> list[tuple]:
         try:
             return self._base.execute(question, values).fetchall()
@@ -148,21 +155,24 @@ class Catalogue:
             ((self._counts[word],),) = self._ask("SELECT count(*) FROM product WHERE product MATCH ?", (f'"{word}"',))
         return self._counts[word]
 
-    def contents_and_titles(self, word: str, forms: list[str], at_most: int) -> tuple[int, int]:
-        """How many contents hold `word`, and how many of these stand under a title, or beside attributes, that
-        hold one of its `forms`.
+    def contents_and_titles(self, said: list[str], forms: list[str], at_most: int) -> tuple[int, int]:
+        """How many contents hold one of `said`, and how many of these stand under a title, or beside attributes, that
+        hold one of `forms`.
 
         Of the first `at_most` such contents.
         """
-        # Quoted, a number like 1.5 is a phrase of the tokens that the index made of it.
-        content = f'content : "{word}"'
-        title = f"{{{self._given}}} : (" + " OR ".join(f'"{form}"' for form in forms) + ")"
+        content, title = f"content : ({_any_of(said)})", f"{{{self._given}}} : ({_any_of(forms)})"
         first = "SELECT count(*), max(rowid) FROM (SELECT rowid FROM product WHERE product MATCH ? LIMIT ?)"
         ((count, last),) = self._ask(first, (content, at_most))
         if not count:
             return 0, 0
         both = "SELECT count(*) FROM product WHERE product MATCH ? AND rowid <= ?"
-        return count, self._ask(both, (f"{content} AND {title}", last))[0][0]
+        return count, self._ask(both, (f"({content}) AND {title}", last))[0][0]
+
+
+def _any_of(phrases: list[str]) -> str:
+    """Quoted, what stands in a phrase is never an operator of FTS5; 1.5 is a phrase of the words that it made of it."""
+    return " OR ".join('"{}"'.format(phrase.replace('"', " ")) for phrase in phrases)
 
 
 def words_of(question: str) -> list[str]:

@@ -6,7 +6,8 @@ nothing here knows its index or its threshold, so the one can be measured by the
 
 from collections.abc import Iterable
 
-from catalogue.claims import SHORTEST, TOKEN, folded, quantity_of, support_of
+from catalogue.claims import TOKEN, folded, is_telling, measures_of, support_of
+from catalogue.index import EMPTY_WORDS
 from text.metrics import contains, normal
 from text.stream import Record, given
 
@@ -40,10 +41,9 @@ class KnownFacts:
         known = self.facts.get(record["uid"])
         return known is not None and normal(known["title"]) == normal(record["title"])
 
-    def facts_said(self, records: list[Record], answers: list[str]) -> list[bool]:
-        """Of each known fact of each product whether its answer says it."""
-        pairs = zip(records, answers, strict=True)
-        return [contains(text, value) for r, text in pairs for value in self.facts[r["uid"]]["facts"].values()]
+    def facts_said(self, record: Record, answer: str) -> list[bool]:
+        """Of each known fact of the product whether the answer says it."""
+        return [contains(answer, value) for value in self.facts[record["uid"]]["facts"].values()]
 
     def cut_down(self, records: list[Record]) -> list[Record]:
         """The title is the kind alone, and all other facts are attributes."""
@@ -55,30 +55,31 @@ class KnownFacts:
         return cut
 
     def short_titles(self, records: list[Record]) -> list[Record]:
-        """As somebody in a hurry writes them, each once: kind; kind and colour; all but the brand."""
-        short = {}
+        """As somebody in a hurry writes them, each once: kind; kind and colour; all but the brand. The uid
+        is that of the first product that it may be."""
+        short: dict[str, str] = {}
         for record in filter(self.knows, records):
             title = record["title"]
             known = {k: v for k, v in self.facts[record["uid"]]["facts"].items() if contains(title, v)}
             in_order = sorted(known, key=lambda name: title.casefold().find(known[name].casefold().split()[0]))
             for names in ({"kind"}, {"kind", "colour"}, known.keys() - {"brand"}):
-                short[" ".join(known[name] for name in in_order if name in names)] = None
-        return [{"title": title} for title in short if title not in {record["title"] for record in records}]
+                short.setdefault(" ".join(known[name] for name in in_order if name in names), record["uid"])
+        titles = {record["title"] for record in records}
+        return [{"uid": uid, "title": title} for title, uid in short.items() if title not in titles]
 
     def inventions(self, record: Record, answer: str) -> list[str]:
         """Colours, materials, sizes, quantities and brands of `answer` that neither title nor attributes have."""
         here, said, found = support_of([given(record)]), support_of([answer]), []
         for value in self.values:
             parts = list(TOKEN.finditer(value))
-            numbers = [quantity_of(part) for part in parts if part["number"]]
-            stated = all(n in said.quantities for n in numbers) if numbers else contains(answer, value)
-            words = [folded(part["word"]) for part in parts if part["word"] and len(part["word"]) >= SHORTEST]
-            held = all(here.has_quantity(n) for n in numbers) and (bool(numbers) or all(map(here.has_word, words)))
-            if stated and not held:
+            measures = [measure for part in parts if part["number"] for measure in measures_of(part)]
+            stated = said.measures.issuperset(measures) if measures else contains(answer, value)
+            words = {folded(part["word"]) for part in parts if part["word"]} - EMPTY_WORDS
+            if stated and not (here.has_quantity(measures) if measures else all(map(here.has_word, words))):
                 found.append(value)
-        for match in TOKEN.finditer(answer):
-            word = match["word"]
-            if not word or not word[0].isupper() or len(word) < SHORTEST or here.has_word(folded(word)):
+        for token in TOKEN.finditer(answer):
+            word = token["word"]
+            if not word or not word[0].isupper() or not is_telling(token) or here.has_word(folded(word)):
                 continue
             if folded(word) in self.brands or folded(word) not in self.not_a_name:
                 found.append(word)

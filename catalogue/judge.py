@@ -7,6 +7,7 @@ import heapq
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -186,16 +187,20 @@ def read_record(source: dict, fields: Fields, min_content_chars: int) -> Record 
     if len(content) < min_content_chars:
         return Reason.TOO_SHORT
     record = {"uid": clean(as_text(source.get(fields.uid))), "title": title, "content": content}
-    own = source.get("attributes")  # of a record that was prepared before
-    pairs = [(name, source.get(name)) for name in fields.attributes] + list(
-        own.items() if isinstance(own, dict) else ()
-    )
+    attributes = attributes_of(source, fields.attributes)
+    return record | ({"attributes": attributes} if attributes else {})
+
+
+def attributes_of(source: dict, names: Iterable[str]) -> dict[str, str]:
+    """Those in the fields `names` of a parsed record, and those that it had when it was prepared before."""
+    own = source.get("attributes")
+    pairs = [(name, source.get(name)) for name in names] + list(own.items() if isinstance(own, dict) else ())
     known: dict[str, str] = {}
     for field, value in pairs:
         name, text = attribute_name(field), clean(as_text(value))
         if name and 0 < len(text) <= MOST_ATTRIBUTE_CHARS:
             known.setdefault(name, text)  # of two fields that look alike the first that has one
-    return record | ({"attributes": known} if known else {})
+    return known
 
 
 def as_text(value: object) -> str:

@@ -12,11 +12,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from catalogue.claims import Claim
 from catalogue.fields import printable
 from catalogue.outputs import sync
 from run.candidates import NOTHING, Prompt, Writer, Written
 from run.cli import UsageError
-from run.sayings import NOT_TAUGHT
+from run.sayings import NOT_TAUGHT, SAID
 from run.sources import Sources
 from run.terminal import one_line
 from run.terminal import printable as without_controls
@@ -43,7 +44,7 @@ def entries_of(
         for number, title, record in asked:
             if not title.fault:
                 products = sources.nearest(record)
-                context, question = sources.context(products), writer.encoder.template.asked(record)
+                context, question = sources.context(products), writer.encoder.template.asked(sources.as_taught(record))
                 (ids,) = writer.encoder.prompts([question], [context], writer.window)
                 found[number] = products
                 yield Prompt(ids, [given(record), context], number)
@@ -61,13 +62,13 @@ def entries_of(
             entry["error"] = too_long(record["title"], writer.window)
         elif strict and answer.unsupported:
             entry |= {"answer": "", "error": left_out_for(record["title"], answer)}
-        elif writer.claims and not products:
-            entry["note"] = NOT_TAUGHT
-        if sources.count:
+        elif note := NOT_TAUGHT if writer.claims and not products else sources.grounding(products):
+            entry["note"] = note
+        if sources.count and not title.fault:
             entry["sources"] = [
                 {"uid": p.uid, "title": p.title, "matched": p.matched} for p in products[: sources.count]
             ]
-        if sources.grounded:
+        if sources.grounded and not title.fault:
             entry["grounded_on"] = products[0].uid if products else None
         yield entry
 
@@ -209,12 +210,18 @@ def write_sheet(path: Path, rows: list[list[str]]) -> None:
         book.save(file)
 
 
-def show(answer: Written) -> None:
-    """On a line of its own, unsupported words underlined."""
-    spans = [(claim.start, claim.start + len(claim.text)) for claim in answer.unsupported]
-    text = " ".join(answer.text.split()) if not spans else answer.text.replace("\n", " ")
-    write = getattr(sys.stdout, "write_marked", None)
-    write(f"{text}\n", spans) if write else print(text)
+def show(answer: Written, sentence: str = SAID["en"]["unsupported"]) -> None:
+    """On a line of its own, unsupported words underlined; where that cannot be seen, `sentence` names them."""
+    if answer.unsupported and getattr(sys.stdout, "can_mark", False):
+        spans = [(claim.start, claim.start + len(claim.text)) for claim in answer.unsupported]
+        return sys.stdout.write_marked(answer.text.replace("\n", " ") + "\n", spans)
+    print(" ".join(answer.text.split()))
+    say_unsupported(answer.unsupported, sentence)
+
+
+def say_unsupported(claims: list[Claim], sentence: str) -> None:
+    if claims:
+        print(sentence.format(", ".join(dict.fromkeys(claim.text for claim in claims))), file=sys.stderr)
 
 
 def progress(entries: Iterator[dict], done: int, total: int) -> tqdm:

@@ -15,7 +15,7 @@ from run.candidates import Prompt, Writer
 from run.cli import UsageError, check_number
 from run.device import Machine
 from run.sources import Sources
-from run.titles import read_titles
+from run.titles import read_titles, title_of
 from text.errors import DataError
 from text.stream import Record, given
 
@@ -73,7 +73,9 @@ class Desk:
         writer = replace(writer, sampling=sampling, candidates=1)
         products = self._sources.nearest(record)
         context = self._sources.context(products)
-        (prompt,) = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], writer.window)
+        (prompt,) = writer.encoder.prompts(
+            [writer.encoder.template.asked(self._sources.as_taught(record))], [context], writer.window
+        )
         if len(prompt) >= writer.window:
             raise Refused("This is longer than the model sees: shorten it.")
         copies = range(1 if greedy else int(count))
@@ -150,7 +152,7 @@ def number_of(asked: dict, key: str, default: float, least: float, most: float) 
 def record_of(asked: dict) -> Record:
     if not isinstance(asked, dict):
         raise Refused("This is no JSON object.")
-    if not (title := text_of(asked, "title")):
+    if not (title := title_of(text_of(asked, "title"))):
         raise Refused("There is no title.")
     values = asked.get("attributes", {})
     if not isinstance(values, dict) or len(values) > MOST_ATTRIBUTES:

@@ -12,7 +12,7 @@ from model.adapter import is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.lora import unwrap
 from model.sample import Answer, write
-from run.answers import left_out_for, show, too_long
+from run.answers import left_out_for, say_unsupported, show, too_long
 from run.candidates import Prompt, Writer
 from run.cli import UsageError, did_you_mean
 from run.folders import find_run, weights_of
@@ -131,24 +131,26 @@ class Loop:
         """Print the answer to one title, and its sources if they are wanted."""
         writer, products = self.writer, self.sources.nearest(record)
         context, began = self.sources.context(products), time.perf_counter()
-        (ids,) = writer.encoder.prompts([writer.encoder.template.asked(record)], [context], writer.window)
+        question = writer.encoder.template.asked(self.sources.as_taught(record))
+        (ids,) = writer.encoder.prompts([question], [context], writer.window)
         if len(ids) >= writer.window:
             return print(too_long(record["title"], writer.window), file=sys.stderr)
         if writer.claims and not products:
             self.say("not taught")
+        elif grounding := self.sources.grounding(products):
+            print(f"({grounding})", file=sys.stderr)
         prompt = Prompt(ids, [given(record), context], self.numbers, again)
         self.numbers += 1
         if writer.tries > 1 or self.strict:
             (found,) = writer.write([prompt])
             if self.strict and found.unsupported:
                 return print(left_out_for(record["title"], found), file=sys.stderr)
-            show(found)
+            show(found, self.said["unsupported"])
             text, unsupported = found.text, found.unsupported
         else:
             text = self._aloud(writer, prompt)
             unsupported = writer.claims.unsupported(text, prompt.texts) if writer.claims else []
-            if unsupported:
-                self.say("unsupported", ", ".join(dict.fromkeys(claim.text for claim in unsupported)))
+            say_unsupported(unsupported, self.said["unsupported"])
         self.sources.show(products)
         self.seconds.append(time.perf_counter() - began)
         self.answers.append({**record, "answer": text, "unsupported": [claim._asdict() for claim in unsupported]})

@@ -1,7 +1,6 @@
 """The products of the catalogue that an answer can be checked against, or is taken from."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from catalogue.claims import Claims
@@ -28,19 +27,23 @@ class Sources:
         """Names of those that products of the catalogue have."""
         return self._catalogue.attributes if self._catalogue else set()
 
+    def as_taught(self, record: Record) -> Record:
+        """How a model is asked: by a title in capitals in small letters, unless the catalogue has such titles. In
+        capitals a word is other tokens, and who never saw them answers nonsense."""
+        in_capitals = self._catalogue and record["title"].isupper() and not self._catalogue.has_capitals
+        return record | {"title": record["title"].lower()} if in_capitals else record
+
     def nearest(self, record: Record) -> list[Product]:
         """As many as are listed, and at least one: without any, nothing resembles this product."""
         return self._catalogue.nearest(given(record), max(self.count, 1)) if self._catalogue else []
 
     def context(self, products: list[Product]) -> str:
-        """What is put before the prompt, "" for nothing; says so."""
-        if not self.grounded:
-            return ""
-        if not products:
-            print("(grounded: nothing in the catalogue matches; the model answers by itself)", file=sys.stderr)
-            return ""
-        print(f"(grounded on {products[0].uid}: {products[0].title})", file=sys.stderr)
-        return products[0].content
+        """What is put before the prompt, "" for nothing."""
+        return products[0].content if self.grounded and products else ""
+
+    def grounding(self, products: list[Product]) -> str:
+        """What is said of that, "" for nothing."""
+        return f"grounded on {products[0].uid}: {products[0].title}" if self.grounded and products else ""
 
     def show(self, products: list[Product]) -> None:
         if not self.count:

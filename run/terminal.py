@@ -38,11 +38,17 @@ class Terminal(io.TextIOWrapper):
             super().write(printable(text.replace(CURSOR_UP, ""), self.keep))
         return len(text)
 
+    @property
+    def can_mark(self) -> bool:
+        """Whether somebody sees what is underlined: no pipe or file, no dumb terminal, and not told to leave escapes
+        out (https://no-color.org)."""
+        return self.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
     def write_marked(self, text: str, spans: list[tuple[int, int]]) -> None:
-        """`text` with the characters of `spans` (start, end) underlined, where a terminal shows it."""
+        """`text` with the characters of `spans` (start, end) underlined, where that can be seen."""
         if os.name == "nt" and self.isatty():
             os.system("")  # an older console understands such marks after its first command
-        begin, end = ("\x1b[4m", "\x1b[24m") if self.isatty() else ("", "")
+        begin, end = ("\x1b[4m", "\x1b[24m") if self.can_mark else ("", "")
         done = 0
         for start, stop in spans:
             self.write(text[done:start])

@@ -11,7 +11,7 @@ from catalogue.clean import clean
 from catalogue.encoding import evident_encoding, looks_like_cp1252
 from catalogue.fields import Fields, attribute_name, quoted
 from catalogue.inputs import open_inputs
-from catalogue.judge import Options, Reason, as_text, fields_of
+from catalogue.judge import Options, Reason, as_text, attributes_of, fields_of
 from catalogue.sources import PACKED, SUFFIXES, find_sources
 from run.cli import UsageError
 from text.stream import Record
@@ -27,11 +27,13 @@ class Asked(NamedTuple):
     title: str
     row: dict[str, str] = {}
     fault: str = ""  # why there is no title
+    own: dict[str, object] = {}  # attributes of a record that was prepared before
 
     def record(self, names: set[str], more: dict[str, str]) -> Record:
-        """As a model is asked: the attributes are those columns that are called as one of `names`, and `more`."""
-        columns = {attribute_name(name): clean(value) for name, value in self.row.items()}
-        attributes = {name: value for name, value in columns.items() if name in names and value} | more
+        """As a model is asked: the attributes are those columns that are called as one of `names`, those of its own,
+        and `more`, which go before."""
+        columns = [column for column in self.row if attribute_name(column) in names]
+        attributes = attributes_of(self.row | {"attributes": self.own}, columns) | more
         return {"title": self.title} | ({"attributes": attributes} if attributes else {})
 
 
@@ -71,7 +73,9 @@ def read_titles(file: Path, given: Fields = NOTHING_GIVEN) -> Titles:
             texts = {name: as_text(value) for name, value in row.items()} if isinstance(row, dict) else {}
             columns |= dict.fromkeys(texts)
             title = "" if fault else clean(texts.get(fields.title, ""))
-            asked.append(Asked(title, texts, fault or ("" if title else BARE_TITLE)))
+            own = row.get("attributes") if isinstance(row, dict) else None
+            own = own if isinstance(own, dict) else {}
+            asked.append(Asked(title, texts, fault or ("" if title else BARE_TITLE), own))
     return Titles(asked, list(columns), content, delimiter)
 
 
@@ -102,7 +106,12 @@ def text_of(file: Path) -> str:
 
 def lines_of(text: str) -> list[str]:
     """The titles in a text, one a line; bytes that are no text show as U+FFFD."""
-    return [title for line in text.split("\n") if (title := plain(line))]
+    return [title for line in text.split("\n") if (title := title_of(plain(line)))]
+
+
+def title_of(text: str) -> str:
+    """A title that was typed, as a cleaned record has it; what is nothing but markup stays as it is."""
+    return clean(text) or text
 
 
 def plain(argument: str) -> str:

@@ -6,6 +6,7 @@ import json
 import pytest
 from conftest import RECORDS, script, write_data
 
+import generate
 from catalogue.claims import Claims
 from catalogue.fields import AUTO, Fields
 from catalogue.index import Catalogue, write_catalogue
@@ -171,8 +172,9 @@ def test_asked_on_the_command_line_and_from_a_table(run, tmp_path):
     assert first["attributes"] == {"cor": "azul"} and first["answer"] == asked.stdout.strip()
     assert "note" not in first
     table.write_text("Nome,Cor\nTelescope,black\n", encoding="utf-8")
-    stranger = json.loads(script("generate.py", "--run", run, "--titles", table, *more).stdout)
-    assert stranger["note"].startswith("nothing in the catalogue resembles this")
+    said = script("generate.py", "--run", run, "--titles", table, *more)
+    assert json.loads(said.stdout)["note"].startswith("nothing in the catalogue resembles this")
+    assert "attributes of its catalogue: cor, marca; columns of the table that are: cor)" in said.stderr
     assert second["title"] == "" and second["answer"] == "" and "no title" in second["error"]
     again = script("generate.py", "--run", run, "--titles", table, "--out", out, *more)
     assert again.returncode == 2 and "is there already" in again.stderr
@@ -180,7 +182,34 @@ def test_asked_on_the_command_line_and_from_a_table(run, tmp_path):
     assert unknown.returncode == 0 and "cor, marca" in unknown.stderr
 
 
-@pytest.mark.parametrize("wrong", ["azul", "=azul", "cor=", "cor= "])
+def test_attributes_are_read_in_asking_as_in_preparing(tmp_path):
+    """Those of a record that was prepared before; of two columns that look alike the first that has a value."""
+    file = tmp_path / "records.jsonl"
+    lines = [
+        {"title": "Caneca", "attributes": {"Cor": "azul", "peso": 2}, "marca": "Kelbra"},
+        {"title": "Prato", "Cor ": "", "cor": "verde<br>", "marca": "x" * 101},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    first, second = read_titles(file).asked
+    assert first.record({"cor", "marca"}, {})["attributes"] == {"marca": "Kelbra", "cor": "azul", "peso": "2"}
+    assert second.record({"cor", "marca"}, {})["attributes"] == {"cor": "verde"}
+    assert second.record({"cor"}, {"cor": "roxo"})["attributes"] == {"cor": "roxo"}  # the command line goes before
+
+
+def test_a_value_is_given_once(run):
+    twice = ("--attribute", "Cor=azul", "--attribute", "marca=Kelbra", "--attribute", "cor=verde")
+    result = script("generate.py", "--run", run, "--title", "Caneca", *twice)
+    assert result.returncode == 2 and "cor is given more than once (azul and verde)" in result.stderr
+
+
+def test_a_title_that_was_typed_is_read_as_one_of_a_table(tmp_path):
+    """Accents that stand beside their letters, markup."""
+    (tmp_path / "titles.txt").write_text("Cera\u0302mica &amp; vidro\n<br>\n", encoding="utf-8")
+    assert read_titles(tmp_path / "titles.txt").asked == [Asked("Cerâmica & vidro"), Asked("<br>")]
+    assert generate.parse(["--adapter", "x", "--title", "Cera\u0302mica"]).asked.asked == [Asked("Cerâmica")]
+
+
+@pytest.mark.parametrize("wrong", ["azul", "=azul", "cor=", "cor= ", "cor=<br>"])
 def test_what_is_no_attribute_is_a_sentence(run, wrong):
     result = script("generate.py", "--run", run, "--title", "Caneca", "--attribute", wrong)
     assert result.returncode == 2 and "NAME=VALUE" in result.stderr

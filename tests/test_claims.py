@@ -8,12 +8,13 @@ from conftest import write_data
 
 import generate
 import run.candidates as candidates
-from catalogue.claims import Claims, folded, numbers_of, repeated, same_word, support_of
+from catalogue.claims import TOKEN, Claims, folded, forms_of, numbers_of, repeated, support_of
 from catalogue.index import FILE_NAME, Catalogue, write_catalogue
 from catalogue.inventions import KnownFacts
 from model.sample import Sampling
 from run.candidates import Prompt, Writer
 from run.cli import UsageError
+from run.sources import Sources
 
 COLOURS, BRANDS = ("blue", "red", "green", "white"), ("Velmora", "Tinilan", "Zarivia", "Kelbra")
 RECORDS = [
@@ -85,31 +86,70 @@ def test_what_an_answer_and_its_title_share():
     [
         ("mug", "mugs"), ("scarf", "scarves"), ("azul", "azuis"), ("preto", "pretas"), ("marrom", "marrons"),
         ("algodão", "algodões"), ("branca", "branco"), ("knives", "knife"), ("glass", "glasses"), ("wood", "wooden"),
+        ("berry", "berries"), ("fácil", "fáceis"), ("francês", "francesa"), ("espanhol", "espanhóis"), ("bom", "bons"),
+        ("alemão", "alemã"), ("limão", "limões"), ("luz", "luzes"), ("verde", "verdes"), ("prata", "pratas"),
     ],
 )  # fmt: skip
 def test_forms_of_a_word_are_one_word(one, other):
-    assert same_word(folded(one), folded(other)) and same_word(folded(other), folded(one))
+    one, other = folded(one), folded(other)
+    assert support_of([one]).has_word(other) and support_of([other]).has_word(one)
+    assert other in forms_of(one) and one in forms_of(other)  # so the index counts what the answer is judged by
 
 
-@pytest.mark.parametrize("one, other", [("wool", "wood"), ("casa", "caneca"), ("steel", "stone"), ("bed", "red")])
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("wool", "wood"), ("casa", "caneca"), ("steel", "stone"), ("bed", "red"), ("prata", "prato"),
+        ("linho", "linha"),
+        ("pin", "pine"), ("line", "linen"), ("tin", "tiny"), ("cobre", "cobra"), ("seda", "sede"), ("rosa", "rosto"),
+    ],
+)  # fmt: skip
 def test_other_words_are_others(one, other):
-    assert not same_word(one, other)
+    assert not support_of([one]).has_word(other) and other not in forms_of(one)
 
 
 @pytest.mark.parametrize(
     "said, title, supported",
     [
         ("350 ml", "Mug, 0,35 l", True), ("0.35 litre", "Mug 350ml", True), ("350 ml", "Mug, 350 g", False),
-        ("40 x 30 cm", "Board 40x30 cm", True), ("40 x 30 cm", "Board 300 x 400 mm", False), ("4", "Set of 4", True),
-        ("1.000 ml", "Jar, 1 litre", True), ("5", "Set of 4", False), ("30 cm", "Board 40 x 30 cm", False),
+        ("40 x 30 cm", "Board 40x30 cm", True), ("40 x 30 cm", "Board 300 x 400 mm", True), ("4", "Set of 4", True),
+        ("1.000 ml", "Jar, 1 litre", True), ("5", "Set of 4", False), ("30 cm", "Board 40 x 30 cm", True),
+        ("40 cm x 30 cm", "Board 40 x 30 cm", True), ("40 por 30 cm", "Board 40cm x 30cm", True),
+        ("40 x 50 cm", "Board 40 x 30 cm", False), ("500 gramas", "Arroz 0,5 kg", True), ("0.5 kg", "Rice 500g", True),
+        ("5 centímetros", "Gancho 50 mm", True), ("2 quilos", "Arroz 2kg", True), ("12-inch", 'Pan 12"', True),
+        ("12 inches", "Pan 12 in.", True), ("6 ft", "Rope 6 feet", True), ("16 oz", "Bag 1 lb", True),
+        ("35 cl", "Jar 350ml", True), ("2 in 1", "Mug 2-in-1", True), ("5 l", "Jar 5 cm", False),
+        ("1.299,90", "R$1299,90", True), ("1,299.90", "1299.9", True), ("2", "Kit com dois", True),
+        ("two", "Set of 2", True), ("nove", "Kit com 6", False), ("0.128 TB", "Phone 128GB", True),
+        ("2 x 500 ml", "Kit 2x500ml", True), ("2 bottles, 500 ml", "2 x 500 ml bottles", True),
     ],
 )  # fmt: skip
 def test_a_quantity_is_one_claim_in_whatever_unit(claims, said, title, supported):
-    assert (claims.unsupported(f"It is {said}.", [title]) == []) == supported
+    assert (claims.unsupported(f"it is {said}.", [title]) == []) == supported
+
+
+def test_a_claim_in_one_spelling_is_counted_in_all(tmp_path):
+    """Ten stands in every description, ten centimetres only where the title has them, in whatever unit."""
+    records = [
+        {
+            "uid": str(n),
+            "title": f"Gancho {n * 10}mm",
+            "content": f"O gancho tem {n} cm e vem em 10 minutos, tamanho M.",
+        }
+        for n in range(1, 40)
+    ]
+    folder = write_data(tmp_path / "other", records)
+    write_catalogue(folder / FILE_NAME, folder / "train.jsonl")
+    claims = Claims(Catalogue(folder))
+    assert texts(claims.unsupported("O gancho tem 10 cm.", ["Gancho"])) == ["10 cm"]
+    assert texts(claims.unsupported("O gancho tem 0,1 m.", ["Gancho"])) == ["0,1 m"]
+    assert claims.unsupported("O gancho vem em 10 minutos.", ["Gancho"]) == []
+    assert texts(claims.unsupported("Tamanho XL, é tamanho M. O A É.", ["Gancho"])) == ["XL"]
 
 
 def test_numbers_are_read_as_people_write_them():
     assert numbers_of("1.5 1,5 1.000 1,000 1.234.567 0,350 12") == [1.5, 1.5, 1000, 1000, 1234567, 0.35, 12]
+    assert numbers_of("1.299,90 1,299.90 1.234.567,8") == [1299.9, 1299.9, 1234567.8]
 
 
 def test_nothing_in_an_answer_is_taken_for_a_query(claims):
@@ -125,7 +165,7 @@ def test_the_known_facts_say_the_same_without_knowing_it(claims):
     assert [r["title"] for r in known.short_titles(RECORDS[:1])] == ["mug", "blue mug", "blue mug 250 ml"]
     (cut,) = known.cut_down(RECORDS[:1])
     assert cut["title"] == "mug" and "blue" in cut["attributes"].values() and "kind" not in cut["attributes"]
-    assert all(known.facts_said([cut], [RECORDS[0]["content"]])) and not any(known.facts_said([cut], ["A lamp."]))
+    assert all(known.facts_said(cut, RECORDS[0]["content"])) and not any(known.facts_said(cut, "A lamp."))
     attributes = {"colour": "red", "brand": "Kelbra", "size": "0,35 l"}
     assert known.inventions({"title": "mug", "attributes": attributes}, "This red mug from Kelbra holds 350 ml.") == []
 
@@ -199,8 +239,8 @@ def test_what_stays_unsupported_is_tried_again_and_no_longer(writer):
 
 def test_the_tokenizer_of_the_index_and_ours_agree(claims):
     for record in RECORDS[:2]:
-        for word in support_of([record["content"]]).words:
-            assert claims._catalogue.contents_and_titles(word, [word], 10)[0] > 0, word
+        for token in TOKEN.finditer(record["content"]):
+            assert claims._catalogue.contents_and_titles([token[0]], [token[0]], 10)[0] > 0, token[0]
 
 
 # -- as it is shown ---------------------------------------------------------------------------------------------------
@@ -228,6 +268,25 @@ def test_a_file_of_titles_names_what_nothing_supports(run, tmp_path, monkeypatch
     first, second = map(json.loads, shown.out.splitlines())
     assert first["answer"] == "" and "red" in first["error"] and second["answer"] == "A red mug."
     assert "2 titles: 1 answered, 1 without an answer (states what nothing supports)" in shown.err
+
+
+def test_where_nothing_is_underlined_it_is_named(run, monkeypatch, capsys):
+    """Into a pipe, as here: the answer alone on standard output."""
+    assert asked(run, monkeypatch, "A red 💡 mug, in red.", "--title", "Blue mug", "--candidates", 2) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "A red 💡 mug, in red.\n" and "(nothing supports: red)\n" in shown.err
+    assert asked(run, monkeypatch, "A red mug.", "--title", "Blue mug", "--title", "Red mug") == 0
+    assert capsys.readouterr().err.count("(nothing supports: red)\n") == 1
+
+
+def test_a_title_in_capitals_is_asked_as_the_catalogue_writes_them(claims, tmp_path):
+    shouted = {"title": "BLUE MUG É 350 ML", "attributes": {"brand": "IKEA"}}
+    assert Sources(tmp_path / "data", 0, False).as_taught(shouted) == shouted | {"title": "blue mug é 350 ml"}
+    assert Sources(tmp_path, 0, False).as_taught(shouted) == shouted  # no catalogue: nothing is known
+    folder = write_data(tmp_path / "loud", [r | {"title": r["title"].upper()} for r in RECORDS])
+    write_catalogue(folder / FILE_NAME, folder / "train.jsonl")
+    assert Sources(folder, 0, False).as_taught(shouted) == shouted
+    assert Sources(folder, 0, False).as_taught({"title": "Blue mug"}) == {"title": "Blue mug"}
 
 
 def test_a_title_that_resembles_nothing_is_said_to(run, monkeypatch, capsys):

@@ -53,6 +53,16 @@ def test_each_rate_is_of_the_answers_that_it_names(claims):
     assert rates["inventions"] == rates["unsupported"] == 2 / 3 and rates["inventions_interval"][1] == 1
 
 
+def test_an_interval_is_of_products_and_not_of_their_facts():
+    known = KnownFacts(FACTS, RECORDS)
+    some = {"cut_down": known.cut_down(HELD_OUT[:1]), "inventions_short": known.short_titles(HELD_OUT[:1])}
+    half = {"cut_down": ["A mug, in blue."], "inventions_short": ["A mug.", "A mug.", "A red mug from Zorvex."]}
+    rates = invention_rates([], [], some, half, known, None)
+    assert rates["cut_down"] == 0.5 and rates["inventions_short"] == 1 / 3
+    for name in some:  # one product: nothing else can be drawn
+        assert rates[f"{name}_interval"] == (rates[name], rates[name])
+
+
 def test_what_nothing_supports_is_marked_and_the_rest_is_no_markup(claims):
     text = "A mug from *Zorvex* <b>and</b> 999 ml"
     found = claims.unsupported(text, ["mug"])

@@ -96,7 +96,17 @@ def test_generate_lists_sources_and_says_when_there_is_none(run, data, tmp_path,
     assert run("--titles", titles, "--sources", 1, "--grounded") == 0
     entry = json.loads(capsys.readouterr().out)
     assert entry["sources"] == [{"uid": "U0", "title": "Blue Mug", "matched": ["Blue", "mug"]}]
-    assert entry["grounded_on"] == "U0"
+    assert entry["grounded_on"] == "U0" and entry["note"] == "grounded on U0: Blue Mug"
+    titles = tmp_path / "titles.jsonl"
+    titles.write_text('{"title": "", "colour": "red"}\n{"title": "Lamp"}\n', encoding="utf-8")
+    assert run("--titles", titles, "--sources", 1, "--grounded") == 0
+    shown = capsys.readouterr()
+    none, lamp = map(json.loads, shown.out.splitlines())
+    assert none["error"] and not none.keys() & {"grounded_on", "sources", "note"} and lamp["grounded_on"] == "U5"
+    assert "grounded" not in shown.err  # each row says it of itself
+    assert run("--title", "Zebra", "--title", "Lamp", "--grounded") == 0
+    said = capsys.readouterr().err
+    assert said.index("nothing in the catalogue resembles") < said.index("(grounded on U5: Lamp)")
 
 
 def test_grounded_puts_the_best_match_before_the_prompt_and_says_so(run, data, capsys, monkeypatch):
@@ -118,7 +128,7 @@ def test_grounded_puts_the_best_match_before_the_prompt_and_says_so(run, data, c
     assert "(grounded on U3: Red Kettle)" in capsys.readouterr().err
     assert run("--title", "Red kettle") == 0
     assert run("--title", "zebra", "--grounded") == 0
-    assert "nothing in the catalogue matches" in capsys.readouterr().err
+    assert "nothing in the catalogue resembles" in capsys.readouterr().err
     grounded, plain, _ = asked
     assert len(grounded) > len(plain)
     assert grounded[-len(plain) :] == plain

@@ -1,6 +1,6 @@
 """What is measured on answers."""
 
-from text.metrics import contains, distinct_n, fact_rates, repetition_rate
+from text.metrics import bootstrap, contains, distinct_n, fact_rates, repetition_rate
 
 
 def test_distinct_counts_different_bigrams_over_all_texts():
@@ -37,3 +37,13 @@ def test_fact_rates():
     assert 0 <= low <= 0.5 <= high <= 1
     assert rates == {"fact_titles": 2, "fact_rate": 0.5, "unseen_brands": 1, "unseen_brand_rate": 0.0}
     assert fact_rates(records[2:], answers[2:], facts, []) == {}
+
+
+def test_the_values_of_one_product_are_drawn_together():
+    """Ten products of ten equal values each tell as much as ten values."""
+    values = [product % 2 for product in range(10) for _ in range(10)]
+    products = [product for product in range(10) for _ in range(10)]
+    assert bootstrap(values, products) == bootstrap(values[::10])
+    low, high = bootstrap(values)
+    assert high - low < 0.3 < 0.5 < bootstrap(values, products)[1] - bootstrap(values, products)[0]
+    assert bootstrap([1, 0, 0], ["a", "b", "b"])[1] == 1  # products of unlike size: the mean is of all values drawn

@@ -45,9 +45,16 @@ def test_what_is_marked_is_underlined_on_a_terminal_and_nothing_in_it_acts(is_a_
     raw, text = io.BytesIO(), "A \x1b[2J red\x1b mug."
     stream = Terminal(raw, encoding="utf-8", line_buffering=True)
     monkeypatch.setattr(stream, "isatty", lambda: is_a_terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     stream.write_marked(text + "\n", [(text.index("red"), text.index(" mug"))])
     marked = "\x1b[4mred\\u001b\x1b[24m" if is_a_terminal else "red\\u001b"
     assert raw.getvalue().decode() == f"A \\u001b[2J {marked} mug.\n"
+    assert stream.can_mark == is_a_terminal
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert not stream.can_mark
 
 
 @posix

@@ -5,7 +5,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 from text.errors import DataError
@@ -25,10 +25,20 @@ def repetition_rate(texts: list[str], n: int = 4) -> float:
     return (total - fresh) / total if total else 0.0
 
 
-def bootstrap(values: Sequence[float], seed: int = 0, rounds: int = 1000) -> tuple[float, float]:
-    """The interval of 95 % of the mean of `values`, by drawing them again with replacement (Efron, 1979)."""
-    draw = random.Random(seed)
-    means = sorted(sum(draw.choices(values, k=len(values))) / len(values) for _ in range(rounds))
+def bootstrap(
+    values: Sequence[float], products: Iterable[Hashable] | None = None, seed: int = 0, rounds: int = 1000
+) -> tuple[float, float]:
+    """The interval of 95 % of the mean of `values`, by drawing them again with replacement (Efron, 1979).
+
+    `products`: of which each of them is. What is known of one product is drawn as a whole: its facts, or its answers to
+    several questions, stand and fall together, and drawn one by one they would make the interval too narrow.
+    """
+    together: dict[Hashable, list[float]] = {}
+    for value, product in zip(values, range(len(values)) if products is None else products, strict=True):
+        together.setdefault(product, []).append(value)
+    sums, draw = [(sum(own), len(own)) for own in together.values()], random.Random(seed)
+    drawn = (draw.choices(sums, k=len(sums)) for _ in range(rounds))
+    means = sorted(sum(s for s, _ in some) / sum(n for _, n in some) for some in drawn)
     return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
 
 
@@ -65,23 +75,23 @@ def fact_rates(
     Only records whose uid and title stand in `facts` count; without any the result is empty.
     """
     known = [
-        (facts[record["uid"]]["facts"], answer)
+        (record["uid"], facts[record["uid"]]["facts"], answer)
         for record, answer in zip(records, answers, strict=True)
         if record["uid"] in facts and normal(facts[record["uid"]]["title"]) == normal(record["title"])
     ]
     if not known:
         return {}
     seen_words = {word for title in training_titles for word in re.findall(r"\w+", normal(title))}
-    hits = [contains(answer, value) for values, answer in known for value in values.values()]
+    products, hits = zip(*((u, contains(text, v)) for u, values, text in known for v in values.values()), strict=True)
     new_brands = [
         contains(answer, values["brand"])
-        for values, answer in known
+        for _, values, answer in known
         if "brand" in values and not set(re.findall(r"\w+", normal(values["brand"]))) <= seen_words
     ]
     return {
         "fact_titles": len(known),
         "fact_rate": sum(hits) / len(hits),
-        "fact_rate_interval": bootstrap(hits),
+        "fact_rate_interval": bootstrap(hits, products),
         "unseen_brands": len(new_brands),
         "unseen_brand_rate": sum(new_brands) / len(new_brands) if new_brands else 0.0,
     }
