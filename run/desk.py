@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+from catalogue.corrections import VERDICTS
 from catalogue.fields import attribute_name
 from run.answers import Answers, entries_of
 from run.candidates import Prompt, Writer
@@ -24,7 +25,6 @@ MOST_ATTRIBUTES = 30
 MOST_CANDIDATES = 16
 SOURCES = 3  # products beside an answer, unless told
 MOST_TITLES = 500  # of a table; longer ones are for --titles, which can be stopped
-VERDICTS = ("accept", "edit", "reject")
 
 
 class Refused(ValueError):
@@ -110,7 +110,7 @@ class Desk:
             return out.read_bytes()
 
     def verdict(self, given_: dict) -> dict:
-        """Append a correction. What is rejected keeps an empty content, so data_prep.py counts it and leaves it out."""
+        """Append a correction, as `catalogue.corrections` reads it. What is rejected has an empty content."""
         record, verdict = record_of(given_), given_.get("verdict")
         if verdict not in VERDICTS:
             raise Refused("verdict is accept, edit or reject.")
@@ -119,7 +119,7 @@ class Desk:
         if verdict != "reject" and not content:
             raise Refused("There is no text to keep.")
         line = {"uid": f"correction-{uuid4().hex}"} | record | {"content": content}
-        line |= {"verdict": verdict, "proposed": answer}
+        line |= {"correction": verdict, "proposed": answer}
         with self.file.open("ab") as file:  # one write: a line is whole or absent
             file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
             file.flush()
