@@ -13,7 +13,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from model.load import load_model, quantisation
+from model.load import load_model
 from model.lora import Lora, lora_layers, merge, wrap
 from model.sample import Sampling, generate, next_tokens, penalised
 
@@ -24,23 +24,24 @@ END = 0
 @pytest.mark.parametrize("weights", ["whole", "lora", "merged", "4-bit", "lora on 4-bit"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_tokens_equal_those_of_transformers(architecture, weights, tmp_path):
-    if "4-bit" in weights:
+    if four_bit := "4-bit" in weights:
         pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
     torch.manual_seed(3)
     config = ARCHITECTURES[architecture]()
-    if "4-bit" in weights:
-        config.update({"hidden_size": 64})  # of GPT-2 n_embd: 4-bit weights come in blocks of 64
+    config.hidden_size = 64  # 4-bit weights come in blocks of 64
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    four_bit = quantisation(tmp_path, torch.float32) if "4-bit" in weights else None
-    model = load_model(tmp_path, four_bit=four_bit).eval()
+    model = load_model(tmp_path, four_bit=four_bit)
+    assert four_bit == any(p.dtype == torch.uint8 for p in model.parameters())
     if "lora" in weights or weights == "merged":
+        whole = generate_theirs(model, PROMPTS[1])
         wrap(model, Lora(r=4, alpha=64))
         for layer in lora_layers(model).values():
-            torch.nn.init.normal_(layer.lora_B.weight, std=0.1)
-        before = generate_theirs(model, PROMPTS[1])
+            torch.nn.init.normal_(layer.lora_B)
+        adapted = generate_theirs(model, PROMPTS[1])
+        assert adapted != whole  # else the adapter would not be tested
     if weights == "merged":
         merge(model)
-        assert generate_theirs(model, PROMPTS[1]) == before
+        assert generate_theirs(model, PROMPTS[1]) == adapted
     answers = generate(model, PROMPTS, END, Sampling(greedy=True, max_new_tokens=24), rows=3)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         theirs = generate_theirs(model, prompt)
