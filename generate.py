@@ -76,7 +76,9 @@ def parse(args: list[str] | None = None):
     parser.add_argument("--num_return_sequences", type=integer(1, most=1000), default=1, metavar="N", help="[1]")
     parser.add_argument("--seed", type=integer(0), default=42, metavar="N", help="[42]")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="[auto]")
-    parser.add_argument("--lang", choices=("en", "pt"), help="of the interactive loop; default: the system's")
+    parser.add_argument(
+        "--lang", choices=("en", "pt"), help="of the loop and the page; default: the system's, the browser's"
+    )
     options = parser.parse_args(args)
     options.asked, given = None, options.attribute or []
     options.attribute = dict(given)
@@ -192,7 +194,8 @@ def main(options) -> int:
 
     if options.serve:
         corrections = model.run / "corrections.jsonl"
-        return serve(Desk(writer, load_base, sources, machine, corrections, options.strict), options.port)
+        desk = Desk(writer, load_base, sources, machine, corrections, options.strict)
+        return serve(desk, options.port, options.lang)
     with machine.autocast():
         if in_loop:
             speech, adapters = options.lang or language(), model.adapters

@@ -4,6 +4,7 @@ python plot.py RUN [RUN ...]           names or paths; writes curves.png beside 
 python plot.py RUN RUN --out both.svg  the ending tells the format: png, svg or pdf
 """
 
+import warnings
 from pathlib import Path
 
 from run.cli import Parser, UsageError, path, run_script
@@ -38,6 +39,7 @@ def main(options) -> int:
         if not points_of(log, "loss"):
             raise UsageError(f"{run} has logged no loss yet.")
     figure = plot(logs)
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # of a run's name in another script: it shows as boxes
     figure.savefig(options.out, dpi=150)
     print(f"Saved {options.out}.")
     return 0

@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from catalogue.corrections import KEYS
+
 # Names as they look after `_plain`, the most certain first.
 NAMES = {
     "title": "title name product_name product_title titulo nome nome_do_produto item_name",
@@ -44,9 +46,11 @@ def choose_fields(names: Sequence[str], given: Fields = Fields()) -> Fields:
     if chosen["title"] is None or chosen["content"] is None:
         pair = next((pair for pair in PAIRS if by_plain.keys() >= set(pair.values())), {})
         chosen |= {field: by_plain[name] for field, name in pair.items()}
+    # Fields that a user named are the catalogue's; corrections.jsonl, given beside it, has its own.
+    otherwise = chosen if set(names) >= KEYS else dict.fromkeys(NAMES)
     for field in NAMES:
         if name := getattr(given, field):
-            chosen[field] = name if name in names else by_plain.get(_plain(name))
+            chosen[field] = name if name in names else by_plain.get(_plain(name), otherwise[field])
     # One that is not there yet may come: of records in JSON only the first are looked at.
     named = (name if name in names else by_plain.get(_plain(name), name) for name in given.attributes if name != AUTO)
     return Fields(**chosen, attributes=tuple(name for name in named if name not in chosen.values()))

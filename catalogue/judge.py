@@ -6,7 +6,6 @@ What a worker process of `catalogue.prepare` does. Nothing here looks at another
 import heapq
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from catalogue.clean import clean
+from catalogue.corrections import letters_of, verdict_of
 from catalogue.duplicates import digest, near_keys
 from catalogue.encoding import cells_in_cp1252, looks_like_cp1252
 from catalogue.fields import MOST_ATTRIBUTE_CHARS, Fields, attribute_name
@@ -31,6 +31,7 @@ class Reason(StrEnum):
     NOT_UTF8 = "not UTF-8"
     BROKEN = "broken line"
     NOT_AN_OBJECT = "not an object"
+    REJECTED = "rejected by its reader"
     NO_TITLE = "missing title"
     MARKUP_TITLE = "markup fragment as title"
     NO_CONTENT = "empty content"
@@ -38,6 +39,7 @@ class Reason(StrEnum):
     TOO_SHORT = "content too short"
     DUPLICATE = "exact duplicate"
     NEAR_DUPLICATE = "near duplicate"
+    CORRECTED = "replaced by a correction"
 
     @property
     def is_listed(self) -> bool:
@@ -45,6 +47,7 @@ class Reason(StrEnum):
         return self in (Reason.TOO_LONG, Reason.NOT_UTF8, Reason.BROKEN, Reason.NOT_AN_OBJECT)
 
 
+CORRECTION_FIELDS = Fields("title", "content", "uid")
 EXAMPLES = 10  # before and after cleaning, for the report
 EXAMPLE_CHARS = 600
 
@@ -90,6 +93,7 @@ class Candidate:
     digest: bytes  # equal for records whose title and content differ in capitals at most
     keys: np.ndarray | None = None  # (BANDS + 1,) uint64; None when near duplicates stay
     example: tuple | None = None  # (title, content) before and after cleaning, of a few that it changed
+    corrected: Record | None = None  # the record, where it is a correction: no split, no duplicate concerns it
 
 
 def judge_block(block: Block, options: Options) -> tuple[list[Candidate | Reason], int]:
@@ -100,11 +104,20 @@ def judge_block(block: Block, options: Options) -> tuple[list[Candidate | Reason
     for number, raw in enumerate(block.records, block.before + 1):
         source, repaired = fields_of(raw, block.header)
         as_cp1252 += repaired
-        record = source if isinstance(source, Reason) else read_record(source, block.fields, options.min_content_chars)
+        verdict = None if isinstance(source, Reason) else verdict_of(source)
+        if isinstance(source, Reason):
+            record = source
+        elif verdict:  # a person wrote it or read it: no length is too short
+            record = Reason.REJECTED if verdict == "reject" else read_record(source, CORRECTION_FIELDS, 1)
+        else:
+            record = read_record(source, block.fields, options.min_content_chars)
         if isinstance(record, Reason):
             outcomes.append(record)
             continue
         record["uid"] = record["uid"] or str(number)
+        if verdict:
+            outcomes.append(Candidate(json_line(record), "train", b"", corrected=record))
+            continue
         split = split_of(record["title"], options.val_share, options.test_share)
         text = f"{record['title']}\n{record['content']}"  # cleaned text holds no line break
         candidate = Candidate(json_line(record), split, digest(text.casefold()))
@@ -216,8 +229,7 @@ def as_text(value: object) -> str:
 
 def split_of(title: str, val_share: float, test_share: float) -> str:
     """The split of a title: from a hash, so it depends on no other record, and not on capitals or punctuation."""
-    letters = re.sub(r"\W+", " ", title.casefold()).strip()
-    position = int.from_bytes(digest(letters or title), "big") / 2**64  # uniform in [0, 1)
+    position = int.from_bytes(digest(letters_of(title)), "big") / 2**64  # uniform in [0, 1)
     if position < test_share:
         return "test"
     return "val" if position < test_share + val_share else "train"

@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
+from catalogue.corrections import Corrections, take_out
 from catalogue.duplicates import THRESHOLD, KeyTable, similarity
 from catalogue.index import check_fts5, write_catalogue
 from catalogue.inputs import Input, blocks_of
@@ -52,6 +53,7 @@ class Counts:
     kept: dict[str, int]  # by split
     reasons: dict[Reason, int]  # all of them
     as_cp1252: int = 0  # of the lines: they are not UTF-8, and were read as cp1252
+    corrections: int = 0  # of those kept, all in train
 
     @property
     def records(self) -> int:
@@ -61,7 +63,9 @@ class Counts:
         """Each kind of line as a table shows it: name, indented where it is part of another; count; share of all."""
         rows = [("lines read", self.lines), *[("  as cp1252, not UTF-8", self.as_cp1252)] * (self.as_cp1252 > 0)]
         rows += [("kept", self.records)]
-        rows += [(f"  {split}", count) for split, count in self.kept.items()]
+        for split, count in self.kept.items():
+            rows += [(f"  {split}", count)]
+            rows += [("    of them corrections", self.corrections)] * (split == "train" and self.corrections > 0)
         rows += [("left out", self.lines - self.records)]
         rows += [(f"  {reason}", count) for reason, count in self.reasons.items() if count]
         return [(name, count, count / self.lines) for name, count in rows]
@@ -126,6 +130,7 @@ def _write_splits(
     """The pass itself: writes the splits and rejects.jsonl, returns the account and the examples for the report."""
     lines, kept, reasons, as_cp1252 = 0, dict.fromkeys(SPLITS, 0), dict.fromkeys(Reason, 0), 0
     examples: list[Candidate] = []  # those with the smallest digests, so a sample of the whole catalogue
+    corrections = Corrections()
     with ExitStack() as stack:
         splits = _Splits([stack.enter_context(paths[f"{split}.jsonl"].open("w+b")) for split in SPLITS])
         rejects = stack.enter_context(paths["rejects.jsonl"].open("wb"))
@@ -133,6 +138,9 @@ def _write_splits(
             lines += len(block.records)
             as_cp1252 += in_block
             for number, (raw, outcome) in enumerate(zip(block.records, outcomes, strict=True), block.number):
+                if isinstance(outcome, Candidate) and outcome.corrected:
+                    reasons[Reason.CORRECTED] += corrections.add(outcome.corrected)
+                    continue
                 reason = splits.add(outcome) if isinstance(outcome, Candidate) else outcome
                 if reason is None and isinstance(outcome, Candidate):
                     kept[outcome.split] += 1
@@ -142,7 +150,16 @@ def _write_splits(
                 reasons[reason] += 1
                 if reason.is_listed and rejects.tell() < MOST_REJECTS_BYTES:
                     rejects.write(json_line(_reject(block.source, number, reason, raw)))
-    counts = Counts(lines, kept, reasons, as_cp1252)
+    corrected = corrections.records()
+    if corrected:  # only then is what was written read again
+        for split in SPLITS:
+            replaced = take_out(paths[f"{split}.jsonl"], partial(corrections.replace, split=split))
+            kept[split] -= replaced
+            reasons[Reason.CORRECTED] += replaced
+        with paths["train.jsonl"].open("ab") as file:
+            file.writelines(map(json_line, corrected))
+        kept["train"] += len(corrected)
+    counts = Counts(lines, kept, reasons, as_cp1252, len(corrected))
     if counts.lines != counts.records + sum(counts.reasons.values()):
         raise AssertionError(f"lines are unaccounted for: {counts}")
     return counts, [candidate.example for candidate in examples]

@@ -25,7 +25,7 @@ from run.titles import Asked, Titles, check_out
 from text.stream import Record, given
 
 ADDED = ("unsupported", "note")  # columns
-EVERY_TRY = "every try states what nothing supports"
+TOO_LONG, UNSUPPORTED = "longer than what the model sees", "states what nothing supports"  # kinds of faults
 EXCEL_CELL = 32_767  # characters
 SAVED_EVERY = 20  # answers: what a power failure takes; a program that is killed loses none
 
@@ -35,8 +35,8 @@ def entries_of(
 ) -> Iterator[dict]:
     """Of each of `asked` (the number of its answer, title, record) what is known of its answer, in order.
 
-    One that the model cannot take has none and an `error`; `strict`: so has one whose answers all state what nothing
-    supports.
+    One that the model cannot take has none, a `fault`, which tells its kind, and an `error`, which tells it of this
+    title; `strict`: so has one whose answers all state what nothing supports.
     """
     found = {}
 
@@ -57,11 +57,11 @@ def entries_of(
         if writer.claims:
             entry["unsupported"] = [claim._asdict() for claim in answer.unsupported]
         if title.fault:
-            entry["error"] = f"No answer: {title.fault}."
+            entry |= {"fault": title.fault, "error": f"No answer: {title.fault}."}
         elif answer is NOTHING:
-            entry["error"] = too_long(record["title"], writer.window)
+            entry |= {"fault": TOO_LONG, "error": too_long(record["title"], writer.window)}
         elif strict and answer.unsupported:
-            entry |= {"answer": "", "error": left_out_for(record["title"], answer)}
+            entry |= {"answer": "", "fault": UNSUPPORTED, "error": left_out_for(record["title"], answer)}
         elif note := NOT_TAUGHT if writer.claims and not products else sources.grounding(products):
             entry["note"] = note
         if sources.count and not title.fault:
@@ -75,7 +75,7 @@ def entries_of(
 
 def left_out_for(title: str, answer: Written) -> str:
     words = ", ".join(dict.fromkeys(claim.text for claim in answer.unsupported))
-    return one_line(f"No answer for {title[:60]}: {EVERY_TRY} ({words}).")
+    return one_line(f"No answer for {title[:60]}: every try {UNSUPPORTED} ({words}).")
 
 
 def too_long(title: str, window: int) -> str:
@@ -84,16 +84,10 @@ def too_long(title: str, window: int) -> str:
 
 def account(entries: list[dict]) -> str:
     """How many titles got an answer, and why others got none."""
-    faults = Counter(fault_of(entry["error"]) for entry in entries if "error" in entry)
+    faults = Counter(entry["fault"] for entry in entries if "fault" in entry)
     parts = [f"{len(entries) - faults.total():,} answered"]
     parts += [f"{count:,} without an answer ({fault})" for fault, count in faults.items()]
     return f"{len(entries):,} titles: {', '.join(parts)}."
-
-
-def fault_of(error: str) -> str:
-    """The kind of it, without the title."""
-    kind = "states what nothing supports" if EVERY_TRY in error else error.removeprefix("No answer: ")
-    return kind.partition(":")[0].rstrip(".")
 
 
 class Answers:

@@ -3,6 +3,7 @@
 Nothing is computed here that training or evaluate.py did not log; what they did not, the page says so.
 """
 
+import sys
 from pathlib import Path
 
 from catalogue.claims import Claims, marked, repeated
@@ -13,6 +14,7 @@ from run.folders import read_run
 from run.metrics import minutes_of, points_of, read_metrics
 from run.session import Session
 from run.units import clock, short, size
+from text.errors import DataError
 
 METRICS = "metrics.json"
 HIT = ('<span class="hit">', "</span>")
@@ -56,13 +58,18 @@ def end_report(session: Session, after: dict[str, str]) -> str:
 
 
 def write_report(run: Path, data: Path) -> Path:
-    """Write report.html into the run and return its path. `data`: the folder whose index tells what is unsupported.
+    """Write report.html into the run and return its path. `data`: the folder whose index tells what is unsupported;
+    one that cannot be read is said, and nothing is marked.
 
-    Raises `DamagedCheckpoint` when a file of the run cannot be read, `DataError` when the index cannot.
+    Raises `DamagedCheckpoint` when a file of the run cannot be read.
     """
     saved, log = read_run(run), read_metrics(run / "metrics.jsonl")
     measured, plan = _read(run / METRICS, {}), _read(run / "plan.json", [])
-    claims = Claims(Catalogue(data)) if (data / FILE_NAME).is_file() else None
+    try:
+        samples = _samples(run, measured, Claims(Catalogue(data)) if (data / FILE_NAME).is_file() else None)
+    except DataError as error:
+        print(f"The report marks no unsupported claims: {error}", file=sys.stderr)
+        samples = _samples(run, measured, None)
     body = [
         f"<h1>{as_text(run.name)}</h1><p>What was trained on what, how it went, and what came out.</p>",
         tiles_of(_tiles(log)),
@@ -71,7 +78,7 @@ def write_report(run: Path, data: Path) -> Path:
         _memory(log),
         _cost(log, plan),
         _measured(run, measured),
-        _samples(run, measured, claims),
+        samples,
     ]
     write_text(run / "report.html", page(f"Run {run.name}", body))
     return run / "report.html"
@@ -233,7 +240,7 @@ def _samples(run: Path, measured: dict, claims: Claims | None) -> str:
     shown = "".join(_sample(sample["given"], sample["texts"], claims) for sample in samples)
     lead = "Held-out titles. Blue: what an answer repeats of its title. "
     lead += "Underlined: claims that nothing supports, told by the training descriptions." if claims else (
-        "Unsupported claims are not marked: the data folder has no catalogue.sqlite."
+        "Unsupported claims are not marked: the data folder has no catalogue.sqlite that can be read."
     )  # fmt: skip
     return section("Samples", lead, shown or "<p>There are none.</p>")
 

@@ -1,4 +1,4 @@
-"""What the interactive loop says, in English and Portuguese."""
+"""What the interactive loop and the local page say, in English and Portuguese."""
 
 import locale
 import os
@@ -73,8 +73,104 @@ SAID = {
     },
 }
 
+PAGE = {
+    "en": {
+        "title": "Title",
+        "attributes": "Attributes, one a line: colour=blue",
+        "candidates": "Candidates",
+        "temperature": "Temperature",
+        "write": "Write",
+        "with before": "beside it, the model before training",
+        "about": "A marked word states what neither title nor attributes say: check it. What you accept or edit "
+        "is kept in corrections.jsonl in the folder of the run. Give that file to data_prep.py beside your "
+        "catalogue: the next training learns from it, and it stands in the place of what the catalogue said of "
+        "that product. Of one product the last text counts.",
+        "after": "After training",
+        "before": "Before",
+        "sources": "Sources",
+        "none yet": "None yet.",
+        "matched": "matched",
+        "not taught": "Nothing in the catalogue resembles this: the model was not taught such a product.",
+        "table": "A table",
+        "table of titles": "A table of titles",
+        "describe": "Describe and download",
+        "accept": "Accept",
+        "edit": "Edit",
+        "reject": "Reject",
+        "your text": "Your text",
+        "working": "Working ...",
+        "change": "Change the text, then Edit again to keep it.",
+        "unsupported": "Nothing supports: {0}. Check it; once more keeps it as it is.",
+        "saved": "Saved.",
+        "choose": "Choose a table first.",
+        "downloaded": "Downloaded.",
+        "gone": "No answer: has the program in the terminal ended?",
+        "no title": "There is no title.",
+        "no text": "There is no text to keep.",
+        "no table": "This table cannot be read; it needs a column called title, nome or titulo.",
+        "no base": "The model before training cannot be had; the terminal says why.",
+        "no success": "This did not work; the terminal says why.",
+        "no more": "The program is being stopped.",
+        "too long": "{0} is longer than {1:,} characters.",
+        "too long for the model": "This is longer than the model sees: shorten it.",
+        "too large": "This is too long.",
+        "too many titles": "A table of 1 to {0} titles, please; longer ones: generate.py --titles.",
+        "too many requests": "Too many requests are waiting; try again in a moment.",
+        "not understood": "{0}",
+    },
+    "pt": {
+        "title": "Título",
+        "attributes": "Atributos, um por linha: cor=azul",
+        "candidates": "Tentativas",
+        "temperature": "Temperatura",
+        "write": "Escrever",
+        "with before": "ao lado, o modelo antes do treino",
+        "about": "Uma palavra marcada afirma o que nem o título nem os atributos dizem: confira. O que você "
+        "aceita ou edita fica em corrections.jsonl, na pasta do treino. Dê esse arquivo ao data_prep.py junto com "
+        "o seu catálogo: o próximo treino aprende com ele, e ele fica no lugar do que o catálogo dizia do produto. "
+        "De cada produto vale o último texto.",
+        "after": "Depois do treino",
+        "before": "Antes",
+        "sources": "Fontes",
+        "none yet": "Ainda nenhuma.",
+        "matched": "em comum",
+        "not taught": "Nada no catálogo se parece com isto: o modelo não aprendeu tal produto.",
+        "table": "Uma tabela",
+        "table of titles": "Uma tabela de títulos",
+        "describe": "Descrever e baixar",
+        "accept": "Aceitar",
+        "edit": "Editar",
+        "reject": "Rejeitar",
+        "your text": "Seu texto",
+        "working": "Trabalhando ...",
+        "change": "Mude o texto e clique de novo em Editar para guardá-lo.",
+        "unsupported": "Nada sustenta: {0}. Confira; mais um clique guarda assim mesmo.",
+        "saved": "Guardado.",
+        "choose": "Escolha primeiro uma tabela.",
+        "downloaded": "Baixado.",
+        "gone": "Sem resposta: o programa no terminal terminou?",
+        "no title": "Falta o título.",
+        "no text": "Não há texto para guardar.",
+        "no table": "Não foi possível ler esta tabela; ela precisa de uma coluna chamada title, nome ou titulo.",
+        "no base": "O modelo antes do treino não está disponível; o terminal diz por quê.",
+        "no success": "Não deu certo; o terminal diz por quê.",
+        "no more": "O programa está sendo encerrado.",
+        "too long": "{0} tem mais de {1:,} caracteres.",
+        "too long for the model": "Isto é mais longo do que o modelo vê: encurte.",
+        "too large": "Isto é longo demais.",
+        "too many titles": "Uma tabela de 1 a {0} títulos, por favor; as maiores: generate.py --titles.",
+        "too many requests": "Há pedidos demais na fila; tente de novo daqui a pouco.",
+        "not understood": "{0}",
+    },
+}
+
 
 def language() -> str:
     """`pt` where the system speaks Portuguese, else `en`."""
     named = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), None)
     return "pt" if (named or locale.getlocale()[0] or "").lower().startswith(("pt", "portug")) else "en"
+
+
+def language_of(accepted: str) -> str:
+    """The same of a browser, by the first of its Accept-Language."""
+    return "pt" if accepted.strip().lower().startswith("pt") else "en"

@@ -7,6 +7,7 @@ no other page in the browser can ask the model or write a correction. One answer
 import asyncio
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -14,15 +15,15 @@ from pathlib import Path
 
 from run.cli import UsageError
 from run.desk import Desk, Refused
+from run.sayings import PAGE, language_of
 
-PAGE = Path(__file__).with_suffix(".html")
-MOST_BYTES = {"/table": 2**22}
-BODY = 2**18  # bytes of any other request
+FILE = Path(__file__).with_suffix(".html")
+TABLE, BODY = 2**22, 2**18  # bytes of a table, of any other request
 WAITING = 8  # requests, the one that is answered included
 
 
-def application(desk: Desk, port: int):
-    """The ASGI application; for tests without a socket too."""
+def application(desk: Desk, port: int, speech: str | None = None):
+    """The ASGI application; for tests without a socket too. `speech`: of its sentences; None: the browser's."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
@@ -33,24 +34,33 @@ def application(desk: Desk, port: int):
 
     def check(request: Request, kind: str) -> None:
         if request.headers.get("host") not in hosts:
-            raise Refused("Wrong Host.", 403)
+            raise Refused("not understood", "Wrong Host.", status=403)
         if "origin" in request.headers and request.headers["origin"] not in {f"http://{host}" for host in hosts}:
-            raise Refused("Wrong Origin.", 403)
+            raise Refused("not understood", "Wrong Origin.", status=403)
         if kind and request.headers.get("content-type", "").partition(";")[0].strip() != kind:
-            raise Refused(f"Only {kind} is taken here.", 415)
+            raise Refused("not understood", f"Only {kind} is taken here.", status=415)
+
+    def speech_of(request: Request) -> str:
+        return speech or language_of(request.headers.get("accept-language", ""))
+
+    def refusal(request: Request, error: Refused) -> Response:
+        return JSONResponse({"error": error.said(speech_of(request))}, error.status)
 
     async def page(request: Request) -> Response:
         try:
             check(request, "")
         except Refused as error:
-            return JSONResponse({"error": str(error)}, error.status)
+            return refusal(request, error)
         nonce = secrets.token_urlsafe(16)
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
             "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-        return Response(PAGE.read_text(encoding="utf-8").replace("NONCE", nonce), 200, headers, "text/html")
+        spoken = speech_of(request)
+        words = PAGE[spoken] | {"NONCE": nonce, "LANG": spoken, "WORDS": json.dumps(PAGE[spoken]), "MOST": str(TABLE)}
+        text = re.sub(r"\[\[([\w ]+)]]", lambda mark: words[mark[1]], FILE.read_text(encoding="utf-8"))
+        return Response(text, 200, headers, "text/html")
 
     async def post(request: Request) -> Response:
         path, me = request.url.path, object()
@@ -58,13 +68,13 @@ def application(desk: Desk, port: int):
         try:
             check(request, kind)
             if len(waiting) >= WAITING:
-                raise Refused("Too many requests are waiting; try again in a moment.", 503)
+                raise Refused("too many requests", status=503)
             waiting.add(me)
             body = b""
             async for piece in request.stream():
                 body += piece
-                if len(body) > MOST_BYTES.get(path, BODY):
-                    raise Refused("This is too long.", 413)
+                if len(body) > (TABLE if path == "/table" else BODY):
+                    raise Refused("too large", status=413)
             async with lock:
                 if path == "/table":
                     name = request.query_params.get("name", "")
@@ -73,14 +83,14 @@ def application(desk: Desk, port: int):
                 try:
                     asked = json.loads(body)
                 except (ValueError, RecursionError):
-                    raise Refused("This is no JSON.") from None
+                    raise Refused("not understood", "This is no JSON.") from None
                 work = desk.verdict if path == "/verdict" else desk.answer
                 return JSONResponse(await run_in_threadpool(work, asked))
         except Refused as error:
-            return JSONResponse({"error": str(error)}, error.status)
+            return refusal(request, error)
         except Exception as error:  # its words may hold paths
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            return JSONResponse({"error": "This did not work; the terminal says why."}, 500)
+            return refusal(request, Refused("no success", status=500))
         finally:
             waiting.discard(me)
 
@@ -88,7 +98,7 @@ def application(desk: Desk, port: int):
     return Starlette(routes=[Route("/", page), *posts])
 
 
-def serve(desk: Desk, port: int) -> int:
+def serve(desk: Desk, port: int, speech: str | None = None) -> int:
     """Answer until Ctrl-C; 0. `port` 0 takes a free one. Raises `UsageError` without the packages or the port."""
     try:
         import starlette  # noqa: F401
@@ -106,14 +116,22 @@ def serve(desk: Desk, port: int) -> int:
         listening.listen()
         try:
             config = uvicorn.Config(
-                application(desk, port),
+                application(desk, port, speech),
                 log_level="error",
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=5,
             )
             print(f"http://127.0.0.1:{port}  (corrections: {desk.file}; Ctrl-C ends it)", flush=True)
-            uvicorn.Server(config).run([listening])
+            server = uvicorn.Server(config)
+            end = server.handle_exit
+
+            def handle_exit(*signal) -> None:
+                desk.stop.set()  # else it would wait for a table to be written to its end
+                end(*signal)
+
+            server.handle_exit = handle_exit
+            server.run([listening])
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)
     return 0

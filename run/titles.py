@@ -4,6 +4,7 @@ they are wanted."""
 import sys
 import tempfile
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +45,10 @@ class Titles(NamedTuple):
     delimiter: str = ","
 
 
-def read_titles(file: Path, given: Fields = NOTHING_GIVEN) -> Titles:
+def read_titles(file: Path, given: Fields = NOTHING_GIVEN, most: int | None = None) -> Titles:
     """Of a table, or of whatever else data_prep.py reads, the titles and all of their columns; of any other file its
-    lines; of `-` what standard input holds. `given`: the fields that the user named.
+    lines; of `-` what standard input holds. `given`: the fields that the user named. `most`: of a table, behind so many
+    rows at most one is read: it may be packed, and unpack to more than the memory holds.
 
     Raises `UsageError` when it cannot be read, `DataError` when it has no field for the title.
     """
@@ -58,7 +60,8 @@ def read_titles(file: Path, given: Fields = NOTHING_GIVEN) -> Titles:
         raise UsageError(f"{file} cannot be read: it does not exist.")
     asked, columns, content, delimiter = [], {}, None, ","
     for source in open_inputs(find_sources([file]), Options(fields=given), lambda count: None, lambda sentence: None):
-        records, header = list(source.layout.records), source.layout.header
+        left = None if most is None else max(0, most + 1 - len(asked))
+        records, header = list(islice(source.layout.records, left)), source.layout.header
         source.look_at(records)
         fields = source.fields
         if fields.title is None:

@@ -12,6 +12,7 @@ from catalogue.claims import TOKEN, Claims, folded, forms_of, numbers_of, repeat
 from catalogue.index import FILE_NAME, Catalogue, write_catalogue
 from catalogue.inventions import KnownFacts
 from model.sample import Sampling
+from run.answers import UNSUPPORTED
 from run.candidates import Prompt, Writer
 from run.cli import UsageError
 from run.sources import Sources
@@ -266,7 +267,8 @@ def test_a_file_of_titles_names_what_nothing_supports(run, tmp_path, monkeypatch
     assert asked(run, monkeypatch, "A red mug.", "--titles", titles, "--strict") == 0
     shown = capsys.readouterr()
     first, second = map(json.loads, shown.out.splitlines())
-    assert first["answer"] == "" and "red" in first["error"] and second["answer"] == "A red mug."
+    assert first["answer"] == "" and first["fault"] == UNSUPPORTED and "red" in first["error"]
+    assert "fault" not in second and second["answer"] == "A red mug."
     assert "2 titles: 1 answered, 1 without an answer (states what nothing supports)" in shown.err
 
 

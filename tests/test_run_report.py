@@ -96,6 +96,18 @@ def test_a_training_run_ends_with_its_report(train, data, gpt2_folder, tmp_path,
     assert "5 of 16 records" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("noise", [b"no index at all" * 999, None])
+def test_a_damaged_index_ends_no_training_in_an_error(train, data, gpt2_folder, tmp_path, capsys, noise):
+    index = data / "catalogue.sqlite"
+    whole = index.read_bytes()  # damaged at its head, or in the middle, where it opens and fails when it is asked
+    index.write_bytes(noise or whole[:4096] + b"\xff" * (len(whole) - 4096))
+    assert train("--model", gpt2_folder, "--run_name", "a", "--max_steps", 2) == 0
+    told = capsys.readouterr()
+    assert told.err.count("marks no unsupported claims") == 1 and "Prepare the data again" in told.err
+    page = (tmp_path / "runs" / "a" / "report.html").read_text(encoding="utf-8")
+    assert "not marked" in page and "<h2>Curves" in page and 'class="answers"' in page
+
+
 def test_a_curve_leaves_out_what_is_no_number_and_stands_a_flat_one():
     assert "Nothing was logged" in curve("x", [("", [], "")])
     assert curve("<i>", [("", [(5, 2.0)], "")]).count("<circle") == 1 and "<i>" not in curve("<i>", [("", [], "")])

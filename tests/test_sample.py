@@ -13,30 +13,46 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from model.load import load_model
+from model.lora import Lora, lora_layers, merge, wrap
 from model.sample import Sampling, generate, next_tokens, penalised
 
 PROMPTS = [[5, 6, 7], [300, 20, 1, 9, 44, 8, 8], [77], [12, 13, 14, 15]]
 END = 0
 
 
+@pytest.mark.parametrize("weights", ["whole", "lora", "merged", "4-bit", "lora on 4-bit"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_tokens_equal_those_of_transformers(architecture):
+def test_greedy_tokens_equal_those_of_transformers(architecture, weights, tmp_path):
+    if four_bit := "4-bit" in weights:
+        pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]()).eval()
+    config = ARCHITECTURES[architecture]()
+    config.hidden_size = 64  # 4-bit weights come in blocks of 64
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path, four_bit=four_bit)
+    assert four_bit == any(p.dtype == torch.uint8 for p in model.parameters())
+    if "lora" in weights or weights == "merged":
+        whole = generate_theirs(model, PROMPTS[1])
+        wrap(model, Lora(r=4, alpha=64))
+        for layer in lora_layers(model).values():
+            torch.nn.init.normal_(layer.lora_B)
+        adapted = generate_theirs(model, PROMPTS[1])
+        assert adapted != whole  # else the adapter would not be tested
+    if weights == "merged":
+        merge(model)
+        assert generate_theirs(model, PROMPTS[1]) == adapted
     answers = generate(model, PROMPTS, END, Sampling(greedy=True, max_new_tokens=24), rows=3)
-    model.set_attn_implementation("sdpa")
     for prompt, answer in zip(PROMPTS, answers, strict=True):
-        ids = torch.tensor([prompt])
-        theirs = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=24,
-            eos_token_id=END,
-            pad_token_id=END,
-            renormalize_logits=False,
-        )[0, len(prompt) :].tolist()
+        theirs = generate_theirs(model, prompt)
         assert answer.ids == theirs[: len(answer.ids)] and answer.stopped == (theirs[-1] == END)
+
+
+def generate_theirs(model, prompt: list[int]) -> list[int]:
+    model.set_attn_implementation("sdpa")
+    ids, end = torch.tensor([prompt]), {"eos_token_id": END, "pad_token_id": END}
+    more = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 24}
+    return model.generate(ids, **end, **more, renormalize_logits=False)[0, len(prompt) :].tolist()
 
 
 def test_an_answer_does_not_depend_on_who_shares_its_batch():

@@ -1,22 +1,25 @@
 """The local page: who is answered, what is refused, and a correction that changes what the model says."""
 
 import asyncio
+import gzip
 import json
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import RECORDS, write_data
+from conftest import RECORDS, zipped
 
 from catalogue.judge import Options
 from catalogue.prepare import prepare
 from model.sample import Sampling
 from run.candidates import Writer
-from run.desk import Desk
+from run.desk import Desk, shown
 from run.device import pick_machine
 from run.loading import load
-from run.serve import WAITING, application
+from run.sayings import PAGE
+from run.serve import FILE, WAITING, application
 from run.sources import Sources
 from text.template import QA
 
@@ -24,7 +27,7 @@ pytest.importorskip("starlette")
 HOST = "127.0.0.1:7860"
 
 
-def call(app, path="/answer", body=b"{}", method="POST", **headers) -> SimpleNamespace:
+def call(app, path="/answer", body=b"{}", method="POST", name="a.csv", **headers) -> SimpleNamespace:
     """One request, as a server hands it over."""
     headers = {"host": HOST, "content-type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
     sent = []
@@ -36,7 +39,8 @@ def call(app, path="/answer", body=b"{}", method="POST", **headers) -> SimpleNam
         sent.append(message)
 
     scope = {
-        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"name=a.csv",
+        "type": "http", "method": method, "path": path, "raw_path": path.encode(),
+        "query_string": f"name={name}".encode(),
         "headers": [(k.encode(), v.encode()) for k, v in headers.items()], "root_path": "", "scheme": "http",
         "http_version": "1.1",
     }  # fmt: skip
@@ -73,7 +77,23 @@ def app(desk):
 def test_the_page_asks_for_nothing_from_elsewhere(app):
     page = call(app, "/", b"", "GET")
     assert page.status == 200 and "default-src 'none'" in page.headers[b"content-security-policy"].decode()
-    assert not re.search(r"https?://|innerHTML", page.text)
+    assert not re.search(r"https?://|innerHTML|\[\[\w", page.text)
+
+
+def test_the_page_and_its_refusals_speak_the_browser_s_language_or_the_one_that_is_asked_for(app, desk):
+    assert PAGE["en"].keys() == PAGE["pt"].keys()
+    for what, text in PAGE["en"].items():
+        assert re.findall("{.*?}", text) == re.findall("{.*?}", PAGE["pt"][what]), what
+    used = set(re.findall(r"words\.(\w+)|words\['([\w ]+)']|\[\[([a-z ]+)]]", FILE.read_text(encoding="utf-8")))
+    assert {"".join(names) for names in used} < PAGE["en"].keys() and len(used) > 20
+    for accepted, speech in (("pt-BR,pt;q=0.9,en;q=0.8", "pt"), ("en-US,pt;q=0.5", "en"), ("", "en"), ("*", "en")):
+        page = call(app, "/", b"", "GET", accept_language=accepted).text
+        assert f'<html lang="{speech}">' in page and PAGE[speech]["describe"] in page
+    refused = call(app, body=b'{"title": " "}', accept_language="pt")
+    assert json.loads(refused.text)["error"] == "Falta o título."
+    portuguese = application(desk, 7860, "pt")
+    assert '<html lang="pt">' in call(portuguese, "/", b"", "GET", accept_language="en").text
+    assert "2,000" in json.loads(call(portuguese, body=json.dumps({"title": "a" * 3000}).encode()).text)["error"]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +118,10 @@ def test_titles_are_text_within_limits(app):
     assert call(app, body=b" " * 2**19).status == 413
 
 
+def test_what_is_shown_holds_no_control_and_its_places_stay():
+    assert shown("a\x00b\x1b[31m\u202ec\ud800\n<b>") == "a\ufffdb\ufffd[31m\ufffdc\ufffd\n<b>"
+
+
 def test_candidates_come_with_what_nothing_supports_and_their_sources(app):
     told = json.loads(ask(app, title="Blue Mug", candidates=3).text)
     assert len(told["candidates"]) == 3 and told["taught"] and told["sources"][0]["title"] == "Blue Mug"
@@ -109,18 +133,91 @@ def test_a_table_comes_back_with_its_columns(app):
     assert table.status == 200 and "title,colour,description" in table.text and "Mug,blue," in table.text
 
 
-def test_fuzzed_requests_neither_crash_nor_tell_paths(app, tmp_path):
-    chance = random.Random(0)
-    values = ["", "Mug", None, 3, -1, 1e308, True, [], {}, ["x"], {"a": 1}, "\ud800", "\x00", "../../etc", "x" * 3000]
+TABLES = [
+    b"title,colour\nMug,blue\n",
+    b"title\n",
+    b"",
+    b'[{"title": "Mug"}]',
+    b'{"nome": "Caneca"}\n',
+    b"Mug\n<script>\n",
+]
+NAMES = ["", "a.csv", "a.json", "a.xlsx", "a.zip", "a.gz", "a.txt", "a.xml", "..", "../../etc/passwd", "a" * 300]
+NAMES += ["%00.csv", "a.%00", "%ED%A0%80.csv"]
+
+
+@pytest.mark.slow
+def test_fuzzed_requests_neither_crash_nor_tell_paths(app, desk, tmp_path, capsys):
+    chance, work = random.Random(0), tmp_path / "work"
+    values = [
+        "",
+        "Mug",
+        None,
+        3,
+        -1,
+        1e308,
+        True,
+        [],
+        {},
+        ["x"],
+        {"a": 1},
+        "\ud800",
+        "\x00",
+        "../../etc",
+        "x" * 3000,
+        "edit",
+    ]
     keys = ("title", "attributes", "candidates", "temperature", "which", "verdict", "answer", "text")
-    for _ in range(1000):
-        asked = {key: chance.choice(values) for key in keys if chance.random() < 0.6}
-        body = json.dumps(chance.choice([asked, asked, asked, chance.choice(values)])).encode()
-        if chance.random() < 0.2:
-            body = body[: chance.randrange(len(body) + 1)] + chance.randbytes(3)
-        reply = call(app, chance.choice(("/answer", "/verdict", "/table", "/none")), body)
-        assert reply.status in (200, 400, 404, 413, 415), (reply, body)
-        assert str(tmp_path) not in reply.text and "Traceback" not in reply.text
+    work.mkdir()
+    tables, before = 0, [path.name for path in tmp_path.iterdir()]
+    writer = desk._writers["after"]
+    desk._writers |= {"after": replace(writer, sampling=replace(writer.sampling, max_new_tokens=2))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(work))
+        for _ in range(1000):
+            path = chance.choice(("/answer", "/verdict", "/table", "/none"))
+            headers = {"content_type": "application/octet-stream"} if path == "/table" else {}
+            if chance.random() < 0.1:
+                headers |= chance.choice([{"host": "evil.example"}, {"origin": "null"}, {"content_type": "text/plain"}])
+            asked = {key: chance.choice(values) for key in keys if chance.random() < 0.6}
+            body = json.dumps(chance.choice([asked, asked, asked, chance.choice(values)])).encode()
+            if path == "/table":
+                body = chance.choice([*TABLES, zipped(**{"../a.csv": TABLES[0]}), gzip.compress(TABLES[0]), body])
+            if chance.random() < 0.2:
+                place = chance.randrange(len(body) + 1)
+                body = body[:place] + chance.randbytes(3) + body[place + chance.randrange(4) :]
+            reply = call(app, path, body, name=chance.choice(NAMES), **headers)
+            is_strange = not headers.items() <= {("content_type", "application/octet-stream")}
+            expected = (403, 404, 415) if is_strange else (200, 400, 404, 413)
+            assert reply.status in expected, (reply, path, body)
+            told = reply.text.replace("../../etc", "")  # which was asked for
+            assert not any(word in told for word in (str(tmp_path), "Traceback", "/tmp", "site-packages")), reply
+            tables += path == "/table" and reply.status == 200
+    assert tables > 50 and not list(work.iterdir())  # tables were written, and nothing was left behind
+    assert {path.name for path in tmp_path.iterdir()} <= {*before, "corrections.jsonl"}
+
+
+def test_a_table_that_unpacks_to_more_than_is_taken_is_refused(app):
+    many = b"title\n" + b"Mug\n" * 2**20
+    for body, name in ((gzip.compress(many), "a.csv"), (zipped(a=many), "a.zip"), (many[:2400], "a.csv")):
+        assert call(app, "/table", body, content_type="application/octet-stream", name=name).status == 400
+    assert call(app, "/table", many, content_type="application/octet-stream").status == 413
+
+
+def test_ctrl_c_ends_an_answer_and_a_table_at_the_next_token(app, desk):
+    written = []
+
+    def pressed(*_) -> None:
+        written.append(1)
+        if len(written) == 3:
+            desk.stop.set()
+
+    desk._writers["after"].model.register_forward_pre_hook(pressed)
+    for path, body in (("/answer", b'{"title": "Mug"}'), ("/table", TABLES[0])):
+        desk.stop.clear()
+        written.clear()
+        kind = "application/octet-stream" if path == "/table" else "application/json"
+        reply = call(app, path, body, content_type=kind)
+        assert reply.status == 503 and json.loads(reply.text)["error"] == PAGE["en"]["no more"] and len(written) == 3
 
 
 def test_verdicts_are_prepared_and_the_rejected_ones_counted(app, desk, tmp_path):
@@ -137,16 +234,31 @@ def test_verdicts_are_prepared_and_the_rejected_ones_counted(app, desk, tmp_path
     assert ask(app, "/verdict", title="Mug", verdict="edit", text="").status == 400
 
 
-def test_a_correction_that_is_trained_on_changes_the_answer(app, desk, gpt2_folder, tmp_path, train):
-    before = json.loads(ask(app, title="Blue Mug", temperature=0).text)["candidates"][0]["text"]
+@pytest.mark.slow
+def test_a_correction_that_is_trained_on_beside_the_catalogue_changes_the_answer(
+    app, desk, gpt2_folder, tmp_path, train
+):
+    """All the way: asked, edited on the page, prepared together with the catalogue, trained for 50 steps, asked again.
+    The same steps on the catalogue alone do not teach it."""
     text = "A tin mug, tin, tin, tin."
-    ask(app, "/verdict", title="Blue Mug", answer=before, verdict="edit", text=text)
-    prepare([desk.file], tmp_path / "p", Options(val_share=0, test_share=0), say=lambda said: None)
-    lines = (tmp_path / "p" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    write_data(tmp_path / "data", [json.loads(line) for line in lines], RECORDS[:1], RECORDS[1:2])
-    train("--model", gpt2_folder, "--max_steps", 50, "--learning_rate", 1e-2, "--run_name", "corrected")
-    after = desk_of(tmp_path / "runs" / "corrected" / "final", tmp_path).answer({"title": "Blue Mug", "temperature": 0})
-    assert before != after["candidates"][0]["text"] and "tin" in after["candidates"][0]["text"]
+    before = json.loads(ask(app, title="Blue Mug", temperature=0).text)["candidates"][0]["text"]
+    assert ask(app, "/verdict", title="Blue Mug", answer=before, verdict="edit", text=text).status == 200
+
+    def answer_after(name: str, inputs: list) -> str:
+        data, options = tmp_path / "data", Options(val_share=0.15, test_share=0.15)  # by itself this title is held out
+        counts = prepare(inputs, data, options, say=lambda said: None)
+        assert counts.corrections == len(inputs) - 1 and counts.kept["train"] >= 5
+        contents = [json.loads(line)["content"] for line in (data / "train.jsonl").open(encoding="utf-8")]
+        assert (text in contents) == (name == "corrected")
+        options = ("--max_steps", 50, "--learning_rate", 1e-2, "--question_share", 0)
+        assert train("--model", gpt2_folder, "--run_name", name, "--data", data, *options) == 0
+        desk = desk_of(tmp_path / "runs" / name / "final", tmp_path)
+        return desk.answer({"title": "Blue Mug", "temperature": 0})["candidates"][0]["text"]
+
+    catalogue = tmp_path / "raw.jsonl"
+    assert "tin" not in answer_after("alone", [catalogue])
+    after = answer_after("corrected", [catalogue, desk.file])
+    assert "A tin mug, tin" in after and after != before
 
 
 def test_more_than_can_wait_are_refused(app, desk):
