@@ -31,20 +31,20 @@ GENDER = ENDINGS[1]
 # Stems whose -o and -a are two words: silver and plate, linen and line, wine and vine, pocket and bag, ...
 TWO_WORDS = frozenset(["prat", "linh", "vinh", "bols", "cop", "mant", "banh"])
 
-UNITS = {  # name -> the base unit, and how many of it one is
-    name: (base, size)
-    for base, units in {
-        "mm": {
-            "mm millimetre millimeter milímetro milimetro": 1, "cm centimetre centimeter centímetro centimetro": 10,
-            "m metre meter metro": 1000, 'in inch inche " polegada': 25.4, "ft foot feet": 304.8,
-        },
-        "ml": {"ml millilitre milliliter mililitro": 1, "cl": 10, "l litre liter litro": 1000},
-        "mg": {"mg": 1, "g gram gramme grama": 1000, "kg kilo kilogram quilo quilograma": 1e6},
-        "oz": {"oz ounce": 1, "lb pound": 16},
-        "mb": {"mb": 1, "gb": 1000, "tb": 1e6},
-        "w": {"w watt": 1, "kw": 1000}, "v": {"v volt": 1}, "mah": {"mah": 1}, "hz": {"hz": 1},
-    }.items() for names, size in units.items() for name in names.split()
+_UNITS: dict[str, dict[str, float]] = {  # base unit -> names of a unit, and how many of the base one is
+    "mm": {
+        "mm millimetre millimeter milímetro milimetro": 1, "cm centimetre centimeter centímetro centimetro": 10,
+        "m metre meter metro": 1000, 'in inch inche " polegada': 25.4, "ft foot feet": 304.8,
+    },
+    "ml": {"ml millilitre milliliter mililitro": 1, "cl": 10, "l litre liter litro": 1000},
+    "mg": {"mg": 1, "g gram gramme grama": 1000, "kg kilo kilogram quilo quilograma": 1e6},
+    "oz": {"oz ounce": 1, "lb pound": 16},
+    "mb": {"mb": 1, "gb": 1000, "tb": 1e6},
+    "w": {"w watt": 1, "kw": 1000}, "v": {"v volt": 1}, "mah": {"mah": 1}, "hz": {"hz": 1},
 }  # fmt: skip
+UNITS = {
+    name: (base, size) for base, units in _UNITS.items() for names, size in units.items() for name in names.split()
+}
 _COUNTS = {
     2: "two dois duas", 3: "three tres", 4: "four quatro", 5: "five cinco", 6: "six seis", 7: "seven sete",
     8: "eight oito", 9: "nine nove", 10: "ten dez", 12: "twelve doze",
@@ -151,7 +151,7 @@ def folded(word: str) -> str:
 @lru_cache(maxsize=2**16)
 def stems_of(word: str) -> frozenset[tuple[str, tuple[str, ...]]]:
     """A folded word without each ending that it may have, and the endings that may be there instead."""
-    stems = {(word, ("",))}
+    stems: set[tuple[str, tuple[str, ...]]] = {(word, ("",))}
     for endings in ENDINGS if word.isalpha() else ():
         for stem in (word[: len(word) - len(ending)] for ending in endings if word.endswith(ending)):
             if len(stem) >= SHORTEST_STEM and not (endings is GENDER and stem in TWO_WORDS):

@@ -208,7 +208,9 @@ def show(answer: Written, sentence: str = SAID["en"]["unsupported"]) -> None:
     """On a line of its own, unsupported words underlined; where that cannot be seen, `sentence` names them."""
     if answer.unsupported and getattr(sys.stdout, "can_mark", False):
         spans = [(claim.start, claim.start + len(claim.text)) for claim in answer.unsupported]
-        return sys.stdout.write_marked(answer.text.replace("\n", " ") + "\n", spans)
+        return sys.stdout.write_marked(  # type: ignore[union-attr]  # a Terminal
+            answer.text.replace("\n", " ") + "\n", spans
+        )
     print(" ".join(answer.text.split()))
     say_unsupported(answer.unsupported, sentence)
 

@@ -14,7 +14,7 @@ from run.state import TrainState
 from text.batch import Encoder, StepBatch, step_batches
 from text.context import with_contexts
 from text.question import with_questions
-from text.stream import RecordFile, WithReplay, records_of_steps
+from text.stream import RecordFile, Records, WithReplay, records_of_steps
 
 EXAMPLE_OPTIONS = Options(fields=Fields(attributes=(AUTO,)))
 EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.gz"
@@ -22,7 +22,7 @@ EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.
 
 @dataclass(frozen=True)
 class Data:
-    train: RecordFile | WithReplay
+    train: Records
     val: RecordFile
     test: RecordFile
     fingerprints: dict[str, str]  # of what is trained and validated on, by file name

@@ -140,7 +140,7 @@ def _measured_steps(
         middle = seconds_now(machine.device)
         all_reduce_gradients(loss_sum)
         grad_norm = ranks.clip_grad_norm_(model.parameters(), max_grad_norm)
-        optimizer.found_inf = (~grad_norm.isfinite()).float()  # 0 x nan is nan
+        optimizer.found_inf = (~grad_norm.isfinite()).float()  # type: ignore[attr-defined]  # 0 x nan is nan
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         end = seconds_now(machine.device)
@@ -151,7 +151,7 @@ def _measured_steps(
         computed, rest = computed + middle - begin, rest + end - middle
         if is_long or (steps >= LEAST_STEPS and ranks.any(computed + rest > ENOUGH)):
             break
-    del optimizer.found_inf
+    del optimizer.found_inf  # type: ignore[attr-defined]
     optimizer.state.clear()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

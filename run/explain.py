@@ -404,7 +404,7 @@ def the_update(first: Picture, last: Picture, microscope: Microscope, tokenizer:
         rounding = 2**-22 * abs(x.w) + 1e-5 * abs(mine["update"]) + 1e-30  # w' is fp32
         checks.append(Check(f"{step}, w'", abs(x.w_after - mine["w"]), rounding))
     still = "Step 1 has the learning rate 0, so nothing moves: it only starts the averages m and v. " * (
-        not first.learning_rate
+        first.learning_rate == 0
     )
     row = f", the row of {quoted(pieces_of(tokenizer, [microscope.place[0]])[0])} in the head" * (
         microscope.weight is microscope.model.get_output_embeddings().weight
@@ -418,7 +418,7 @@ def muon_by_hand(matrix: Matrix) -> tuple[Tensor, Tensor, Tensor]:
     """The direction that is made orthogonal, its orthogonal factor, and the weight after the update."""
     momentum = MOMENTUM * matrix.momentum + (1 - MOMENTUM) * matrix.g
     ahead = MOMENTUM * momentum + (1 - MOMENTUM) * matrix.g  # Nesterov's
-    factor, length = orthogonal(ahead), UPDATE_RMS * max(matrix.w.shape) ** 0.5
+    [factor], length = orthogonal([ahead]), UPDATE_RMS * max(matrix.w.shape) ** 0.5
     return ahead, factor, matrix.w - matrix.lr * (matrix.weight_decay * matrix.w + length * factor)
 
 
@@ -535,7 +535,7 @@ def show(part: Part) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(part.head))]
     print("", *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in table), sep="\n")
     if part.bars and not part.rows:
-        name_width, width = (max(len(bar[i]) for bar in part.bars) for i in (0, 1))
+        name_width, width = max(len(name) for name, *_ in part.bars), max(len(shown) for _, shown, *_ in part.bars)
         for name, shown, length, _ in part.bars:
             print(f"  {name:{name_width}}  {shown:>{width}}  {'#' * round(BAR * length)}".rstrip())
     for check in part.checks:

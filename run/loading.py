@@ -24,7 +24,7 @@ from run.config import TrainConfig
 from run.session import Session
 from text.batch import Encoder, flat_batches, sample_batch
 from text.bpe import train_bpe
-from text.stream import RecordFile
+from text.stream import Records
 from text.template import Template, choose_template, fit_tokenizer, template_of_run
 
 RECORDS_TO_TRY = 4  # before training, in the precision that it will have
@@ -59,7 +59,7 @@ def encoder_of(source: str | Path, template: Template, max_length: int = 0) -> E
 # -- for training -----------------------------------------------------------------------------------------------------
 
 
-def load_for_training(session: Session, train_file: RecordFile) -> tuple[PreTrainedModel, Encoder]:
+def load_for_training(session: Session, train_file: Records) -> tuple[PreTrainedModel, Encoder]:
     """The model with fp32 weights, in eval mode, on the CPU: from a checkpoint, the hub, a folder, or nothing. Sets
     `session.base_weights`, which names them.
 
@@ -103,7 +103,7 @@ def add_lora(model: PreTrainedModel, config: TrainConfig) -> None:
         wrap(model, lora, config.seed)
 
 
-def use_flat_batches(model: PreTrainedModel, session: Session, encoder: Encoder, train_file: RecordFile) -> None:
+def use_flat_batches(model: PreTrainedModel, session: Session, encoder: Encoder, train_file: Records) -> None:
     """Onto the device, where it takes records end to end from here on.
 
     Raises `UnsupportedModel` when it does not give for them what it gives for each record alone, or when the first

@@ -4,7 +4,7 @@ A hook that only looks changes no number, so the steps are to the last bit those
 """
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class Picture:
     start: int  # and from which of its tokens on
     learning_rate: float = 0.0
     forwards: list[Forward] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     scale: float = 1.0  # of the loss, in fp16
     logits: Tensor | None = None  # (V,) at the place that predicts the record's first supervised token
     d_hidden: Tensor | None = None  # (d,) what (p - onehot) / S is for the hidden state of that place
@@ -121,7 +121,7 @@ class Microscope:
         self.matrix = next((p for p in reversed(trained) if p in mine), None)
         is_head = any(p is head for p in others)
         self.weight = head if is_head else others[-1] if others else None
-        self.place = (token, 0) if is_head else (0,) * self.weight.ndim if others else ()
+        self.place: tuple[int, ...] = (token, 0) if is_head else (0,) * self.weight.ndim if others else ()
         self.lora_name, self.lora = next(reversed(lora_layers(model).items()), ("", None))
         self.picture: Picture | None = None
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -241,10 +241,9 @@ class Microscope:
     def _adamw(self) -> AdamW:
         group, state = self._group_of(self.weight), self.optimizer.state[self.weight]
         m, v = (self._at(state[key]) if state else 0.0 for key in ("exp_avg", "exp_avg_sq"))
-        rest = {"t": int(state["step"]) + 1 if state else 1, "w": self._at(self.weight), "m": m, "v": v}
-        rest |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
-        g = self._at(self.weight.grad)
-        return AdamW(lr=group["lr"], weight_decay=group["weight_decay"], eps=group["eps"], g=g, **rest)
+        t, (beta1, beta2) = int(state["step"]) + 1 if state else 1, group["betas"]
+        w, g = self._at(self.weight), self._at(self.weight.grad)
+        return AdamW(group["lr"], group["weight_decay"], beta1, beta2, group["eps"], t, w, g, m, v)
 
     def _group_of(self, weight: Tensor) -> dict:
         return next(group for group in self.optimizer.param_groups if any(p is weight for p in group["params"]))

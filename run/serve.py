@@ -130,7 +130,7 @@ def serve(desk: Desk, port: int, speech: str | None = None) -> int:
                 desk.stop.set()  # else it would wait for a table to be written to its end
                 end(*signal)
 
-            server.handle_exit = handle_exit
+            server.handle_exit = handle_exit  # type: ignore[method-assign,assignment]  # uvicorn has no other way
             server.run([listening])
         except KeyboardInterrupt:
             print("Stopped.", file=sys.stderr)

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from text.batch import SENTENCE_END
-from text.stream import Record, RecordFile
+from text.stream import Record, Records
 
 
 def with_contexts(
-    steps: Iterable[list[Record]], others: RecordFile, share: float, seed: int, first_step: int = 0
+    steps: Iterable[list[Record]], others: Records, share: float, seed: int, first_step: int = 0
 ) -> Iterator[list[Record]]:
     """The same records, a `share` of them with a text before the prompt, as `"context"`: to one of two its own
     description, shortened, to the others that of another product of `others`. So a model learns to take from the text
@@ -22,7 +22,7 @@ def with_contexts(
         yield [with_context(record, others, share, f"context:{seed}:{step}") for record in records]
 
 
-def with_context(record: Record, others: RecordFile, share: float, key: str) -> Record:
+def with_context(record: Record, others: Records, share: float, key: str) -> Record:
     """`record`, perhaps with a context. What its own description says already is not given as an attribute too."""
     digest = hashlib.blake2b(f"{key}:{record['uid']}".encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "little"))

@@ -91,6 +91,12 @@ class WithReplay:
             raise IndexError(index)
         return self.old[self._order[(index - len(self.new)) % len(self.old)]]
 
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+
+Records = RecordFile | WithReplay
+
 
 def line_offsets(path: Path) -> np.ndarray:
     """Byte offset of each line and of the end of the file, (lines + 1,) int64, mapped from `<path>.index`.
@@ -158,7 +164,7 @@ def steps_per_epoch(records: int, records_per_step: int) -> int:
 
 
 def records_of_steps(
-    file: RecordFile | WithReplay, records_per_step: int, seed: int, first_step: int, last_step: int
+    file: Records, records_per_step: int, seed: int, first_step: int, last_step: int
 ) -> Iterator[list[Record]]:
     """The records of each optimizer step from `first_step` up to, not including, `last_step`."""
     per_epoch = steps_per_epoch(len(file), records_per_step)
