@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from run.config import TrainConfig, with_model_defaults
-from run.plan import SOME_STEPS, learning_rate_at
+from run.plan import learning_rate_at
 
 PICTURES = Path(__file__).parent / "pictures"
 WIDTH = 920
@@ -33,6 +33,7 @@ RECORD = [
     *((7, " Here"), (8, " is"), (9, " a"), (10, " wooden"), (42, " hand"), (43, "."), (44, "<|endoftext|>")),
 ]
 RECORD_PROMPT, RECORD_LENGTH = 7, 45
+STEPS = 901  # of `python train.py` without a GPU
 
 
 def main() -> None:
@@ -172,7 +173,7 @@ def supervised() -> str:
 def schedule() -> str:
     """The learning rate of `python train.py` on a CPU, by the program's own function."""
     config = with_model_defaults(TrainConfig(), from_scratch=True)
-    steps, peak = SOME_STEPS, config.learning_rate
+    steps, peak = STEPS, config.learning_rate
     warmup = math.ceil(config.warmup_ratio * steps)
     left, right, top, bottom = 84, WIDTH - 30, 62, 220
     rates = [learning_rate_at(step, steps, warmup, peak, config.lr_scheduler_type) for step in range(steps)]

@@ -1,12 +1,15 @@
 """docs/WALKTHROUGH.md quotes the code, shows pictures of it, and asks: all three are held to what they speak of."""
 
+import math
 import re
 import sys
 
 import pytest
 from conftest import ROOT
 
+from run.config import TrainConfig
 from run.data import EXAMPLE_CATALOGUE, EXAMPLE_OPTIONS
+from run.plan import SOME_STEPS
 from text.batch import Encoder, step_batch
 from text.bpe import train_bpe
 from text.context import with_contexts
@@ -68,6 +71,12 @@ def test_the_whole_loop_is_quoted():
     begin = next(i for i, line in enumerate(code) if line.startswith("def forward_backward"))
     quoted = {line for name, lines in QUOTES if name == "train.py" for line in lines}
     assert [line for line in code[begin : code.index("return INTERRUPTED") + 1] if line not in quoted] == []
+
+
+def test_the_schedule_that_is_drawn_is_that_of_the_plan_on_the_page(draw):
+    warmup = math.ceil(TrainConfig().warmup_ratio * draw.STEPS)
+    assert f"steps          {draw.STEPS:,} of 16 records" in PAGE and f"at step {warmup + 1}, then down to 0" in PAGE
+    assert abs(draw.STEPS - SOME_STEPS) <= 1
 
 
 def test_pictures_are_what_the_script_draws_and_are_shown(draw):
