@@ -182,8 +182,8 @@ def schedule() -> str:
         return left + (right - left) * step / (steps - 1), bottom - (bottom - top) * rates[step] / peak
 
     parts = [text(20, 30, f"Learning rate: {steps:,} steps of pocket", more=BOLD)]
-    parts.append(path([(left, top - 10), (left, bottom), (right, bottom)], FAINT, 1))
     parts.append(box(left, top, at(warmup)[0] - left, bottom - top, "#e9f2fd"))
+    parts.append(path([(left, top - 10), (left, bottom), (right, bottom)], FAINT, 1))
     parts.append(path([at(step) for step in (0, warmup, steps - 1)], ANSWER, 2.5))
     parts.append(text(left - 8, top + 4, f"{peak:.0e}".replace("e-0", "e-"), "end", more=SMALL))
     parts.append(text(left - 8, bottom + 4, "0", "end", more=SMALL))
