@@ -59,7 +59,7 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     lesson.edited_copy(tmp_path, ())
     (tmp_path / "checkpoints").mkdir()
-    notebook = nbformat.from_dict(NOTEBOOK)
+    notebook = nbformat.read(FILE, as_version=4)
     NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path / "lessons")}}).execute()
     cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     said = "".join(output.text for outputs in cells for output in outputs if output.output_type == "stream")
