@@ -109,7 +109,7 @@ def test_an_interrupt_of_the_kernel_saves_and_the_next_cell_goes_on(kernel, tmp_
     """Twice: what the first interrupt left behind does not end the kernel at the second."""
     run = tmp_path / "a"
     options = ["--model", gpt2_folder, "--data", data, "--output_dir", tmp_path, "--device", "cpu", "--run_name", "a"]
-    begin = [*map(str, options), "--max_steps", "100000", "--logging_steps", "1"]
+    begin = [*map(str, options), "--max_steps", "1000", "--logging_steps", "1"]
     run_cell(kernel, "import train\nfrom run.config import parse_train")
     handlers = "import signal\nprint(signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))"
     before = run_cell(kernel, handlers)
