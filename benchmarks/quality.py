@@ -14,7 +14,8 @@
 
 All begin with the same weights: no DistilGPT-2 can be had without a download, so a GPT-2 of pocket's shape is trained
 by train.py on the English half of the example catalogue, as plain text: it knows no contender's prompt. Its vocabulary
-is made of the training texts of all catalogues, as a large model's is of all kinds of text. They are trained on
+is made of the training texts of all catalogues, as a large model's is of all kinds of text. Where real weights lie in
+a folder, `--model FOLDER` takes those. They are trained on
 
     lf-amazon  500 real records, and
     gift       1,547 real ones of gift cards, where the shared assets are (VITRINE_ASSETS, else ../shared/assets);
@@ -55,12 +56,13 @@ sys.path.insert(0, str(ROOT))
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=48, help="for equal records, of 16 each [48]")
+    parser.add_argument("--steps", type=int, default=40, help="for equal records, of 16 each [40]")
     parser.add_argument("--minutes", type=float, help="for equal minutes; default: what the notebook's --steps take")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak, of all but the notebook's recipe [1e-3]")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each: other orders, other dropout [1]")
-    parser.add_argument("--held_out", type=int, default=80, help="records that are measured on, at most [80]")
-    parser.add_argument("--base_steps", type=int, default=300, help="of the weights that all begin with [300]")
+    parser.add_argument("--held_out", type=int, default=60, help="records that are measured on, at most [60]")
+    parser.add_argument("--model", help="the weights that all begin with, a folder; default: trained here")
+    parser.add_argument("--base_steps", type=int, default=300, help="of their training here [300]")
     parser.add_argument("--catalogues", default=",".join(CATALOGUES), help="separated by commas")
     parser.add_argument("--only", default=",".join((*PEERS, *OURS)), help="contenders, separated by commas")
     parser.add_argument("--json", type=Path, help="all results go here too")
@@ -79,7 +81,7 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         catalogues = write_catalogues(folder / "data", options.catalogues.split(","), options.held_out)
-        base = make_base(folder, catalogues, options.base_steps)
+        base = Path(options.model or make_base(folder, catalogues, options.base_steps)).resolve()
         for catalogue in catalogues:
             data, of_it = folder / "data" / catalogue, []
             for seed in range(options.seeds):
