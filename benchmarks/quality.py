@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3, help="peak, of all but the notebook's recipe [1e-3]")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each: other orders, other dropout [1]")
     parser.add_argument("--held_out", type=int, default=60, help="records that are measured on, at most [60]")
-    parser.add_argument("--model", help="the weights that all begin with, a folder; default: trained here")
+    parser.add_argument("--model", type=Path, help="the weights that all begin with, a folder; default: trained here")
     parser.add_argument("--base_steps", type=int, default=300, help="of their training here [300]")
     parser.add_argument("--catalogues", default=",".join(CATALOGUES), help="separated by commas")
     parser.add_argument("--only", default=",".join((*PEERS, *OURS)), help="contenders, separated by commas")
@@ -71,6 +71,8 @@ def parse() -> argparse.Namespace:
     for named, known in ((options.catalogues, CATALOGUES), (options.only, (*PEERS, *OURS))):
         if unknown := set(named.split(",")) - set(known):
             parser.error(f"{unknown.pop()} is none of {', '.join(known)}.")
+    if options.model and not (options.model / "config.json").is_file():
+        parser.error(f"--model: {options.model} is no folder with weights.")
     if options.steps < 2:
         parser.error("--steps: two at least, for a step is timed from the end of the one before.")
     return options
@@ -81,11 +83,17 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         catalogues = write_catalogues(folder / "data", options.catalogues.split(","), options.held_out)
-        base = Path(options.model or make_base(folder, catalogues, options.base_steps)).resolve()
+        base = options.model or make_base(folder, catalogues, options.base_steps)
         for catalogue in catalogues:
             data, of_it = folder / "data" / catalogue, []
             for seed in range(options.seeds):
-                begun = {"catalogue": catalogue, "data": str(data), "base": str(base), "lr": options.lr, "seed": seed}
+                begun = {
+                    "catalogue": catalogue,
+                    "data": str(data),
+                    "base": str(base.resolve()),
+                    "lr": options.lr,
+                    "seed": seed,
+                }
                 of_it += contest(begun, names, options.steps, options.minutes)
             print(f"\n{table(of_it, about(base, data))}\n", flush=True)
             results += of_it

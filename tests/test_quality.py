@@ -128,7 +128,7 @@ def test_a_step_is_timed_from_the_end_of_the_one_before():
     assert clock.step_seconds(3) == 3.0
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--only", "theirs"), ("--steps", "1")])
+@pytest.mark.parametrize("words", [("--help",), ("--only", "theirs"), ("--steps", "1"), ("--model", "nowhere")])
 def test_the_command_line_loads_no_torch(words, tmp_path):
     start = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     start += "except SystemExit as end: sys.exit(9 if 'torch' in sys.modules else end.code)\n"
