@@ -83,17 +83,11 @@ def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         catalogues = write_catalogues(folder / "data", options.catalogues.split(","), options.held_out)
-        base = options.model or make_base(folder, catalogues, options.base_steps)
+        base = (options.model or make_base(folder, catalogues, options.base_steps)).resolve()
         for catalogue in catalogues:
             data, of_it = folder / "data" / catalogue, []
             for seed in range(options.seeds):
-                begun = {
-                    "catalogue": catalogue,
-                    "data": str(data),
-                    "base": str(base.resolve()),
-                    "lr": options.lr,
-                    "seed": seed,
-                }
+                begun = {"catalogue": catalogue, "data": str(data), "base": str(base), "lr": options.lr, "seed": seed}
                 of_it += contest(begun, names, options.steps, options.minutes)
             print(f"\n{table(of_it, about(base, data))}\n", flush=True)
             results += of_it
