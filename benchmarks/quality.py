@@ -23,8 +23,9 @@ a folder, `--model FOLDER` takes those. They are trained on
 
 Bits per character are those of the answer's own characters, given its prompt: the notebook's model, which has never
 seen an end token, loses nothing by it. A step's time is what it takes of the processor (`time.process_time`), on one
-thread: other work beside it then hardly counts. Equal minutes are as many steps of each as fit by its own measured
-step; what comes before the first step and after the last is not counted, for anybody.
+thread, measured in turns: other work beside it slows that too, by a half and more, but all alike. Equal minutes are as
+many steps of each as fit by its own step; what comes before the first step and after the last is not counted, for
+anybody.
 """
 
 import argparse
@@ -47,6 +48,7 @@ REAL = {"lf-amazon": "lf_amazon_500.json", "gift": "meta_Gift_Cards.json.gz"}
 CATALOGUES, PEERS = (*REAL, "example"), ("notebook", "fair")
 OURS = {"ours": [], "muon": ["--optim", "muon"]}  # and what is said to train.py besides
 BATCH, MAX_LENGTH, TEST_SHARE = 16, 256, 0.2
+TIMED_STEPS = 8  # of a round
 PLAIN = 'prompt = "{title}"\nanswer = "\\n{content}"\n'  # the base's texts
 WARMUP, NOTEBOOK_RATE = 0.03, 5e-5
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -56,8 +58,9 @@ sys.path.insert(0, str(ROOT))
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40, help="for equal records, of 16 each [40]")
+    parser.add_argument("--steps", type=int, default=24, help="for equal records, of 16 each [24]")
     parser.add_argument("--minutes", type=float, help="for equal minutes; default: what the notebook's --steps take")
+    parser.add_argument("--rounds", type=int, default=1, help="in which all are timed in turns; medians count [1]")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak, of all but the notebook's recipe [1e-3]")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each: other orders, other dropout [1]")
     parser.add_argument("--held_out", type=int, default=60, help="records that are measured on, at most [60]")
@@ -73,8 +76,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"{unknown.pop()} is none of {', '.join(known)}.")
     if options.model and not (options.model / "config.json").is_file():
         parser.error(f"--model: {options.model} is no folder with weights.")
-    if options.steps < 2:
-        parser.error("--steps: two at least, for a step is timed from the end of the one before.")
+    if min(options.rounds, options.seeds, options.held_out, options.base_steps) < 1 or options.steps < 2:
+        parser.error("--steps is 2 at least; --rounds, --seeds, --held_out and --base_steps are 1.")
     return options
 
 
@@ -88,25 +91,27 @@ def main(options: argparse.Namespace) -> None:
             data, of_it = folder / "data" / catalogue, []
             for seed in range(options.seeds):
                 begun = {"catalogue": catalogue, "data": str(data), "base": str(base), "lr": options.lr, "seed": seed}
-                of_it += contest(begun, names, options.steps, options.minutes)
+                of_it += contest(begun, names, options.steps, options.minutes, options.rounds)
             print(f"\n{table(of_it, about(base, data))}\n", flush=True)
             results += of_it
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
-def contest(begun: dict, names: list[str], steps: int, minutes: float | None) -> list[dict]:
+def contest(begun: dict, names: list[str], steps: int, minutes: float | None, rounds: int) -> list[dict]:
     """Each contender for `steps`, then each for as many steps as `minutes` allow it; without them, as many as fit into
-    what the first contender took for `steps`."""
+    what the first contender takes for `steps`."""
     specs = [begun | {"contender": name, "options": OURS.get(name, [])} for name in names]
-    results = [trained(spec | {"steps": steps}) for spec in specs]
-    seconds = minutes * 60 if minutes else steps * results[0]["step_seconds"]
-    by_minutes = []
-    for spec, result in zip(specs, results, strict=True):
-        fitting = steps_within(seconds, result["step_seconds"])
-        again = result if fitting == steps else trained(spec | {"steps": fitting})
-        by_minutes.append(again | {"equal": "minutes", "minutes": seconds / 60})
-    return [result | {"equal": "records"} for result in results] + by_minutes
+    times = [[in_a_process(spec | {"steps": TIMED_STEPS, "timed": True}) for spec in specs] for _ in range(rounds)]
+    medians = [statistics.median(one["step_seconds"] for one in of_it) for of_it in zip(*times, strict=True)]
+    seconds = minutes * 60 if minutes else steps * medians[0]
+    results = []
+    for spec, step_seconds in zip(specs, medians, strict=True):
+        fitting, measured = steps_within(seconds, step_seconds), {"step_seconds": step_seconds}
+        by_records = trained(spec | {"steps": steps}) | measured
+        by_minutes = by_records if fitting == steps else trained(spec | {"steps": fitting}) | measured
+        results += [by_records | {"equal": "records"}, by_minutes | {"equal": "minutes", "minutes": seconds / 60}]
+    return results
 
 
 def steps_within(seconds: float, step_seconds: float) -> int:
@@ -115,7 +120,15 @@ def steps_within(seconds: float, step_seconds: float) -> int:
 
 
 def trained(spec: dict) -> dict:
-    """`spec` trained and measured in a process of its own, on one thread: `spec` with the results."""
+    """`spec` trained and measured, which is said: `spec` with the results."""
+    result = in_a_process(spec)
+    name, steps, bits = spec["contender"], spec["steps"], bits_per_character(result)
+    print(f"{spec['catalogue']}, {name}: {steps} steps, {bits:.3f} bits per character", file=sys.stderr, flush=True)
+    return result
+
+
+def in_a_process(spec: dict) -> dict:
+    """What `work` makes of `spec` in a process of its own, on one thread: `spec` with the results."""
     with tempfile.TemporaryDirectory() as temporary:
         path, log = Path(temporary) / "spec.json", Path(temporary) / "log"
         path.write_text(json.dumps(spec | {"out": temporary}), encoding="utf-8")
@@ -124,10 +137,7 @@ def trained(spec: dict) -> dict:
             code = subprocess.run(command, env=ONE_THREAD, stdout=file, stderr=subprocess.STDOUT).returncode
         if code:
             sys.exit(f"{spec['contender']} ended with exit code {code}:\n{log.read_text(encoding='utf-8')[-2000:]}")
-        result = spec | json.loads((Path(temporary) / "result.json").read_text(encoding="utf-8"))
-    said = f"{result['step_seconds']:.2f} s each, {bits_per_character(result):.3f} bits per character"
-    print(f"{spec['catalogue']}, {spec['contender']}: {spec['steps']} steps, {said}", file=sys.stderr, flush=True)
-    return result
+        return spec | json.loads((Path(temporary) / "result.json").read_text(encoding="utf-8"))
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -271,7 +281,7 @@ def work(path: Path) -> None:
     out, base, data = (Path(spec[name]) for name in ("out", "base", "data"))
     is_ours, clock = spec["contender"] in OURS, Clock()
     final = (by_train if is_ours else by_trainer)(spec, base, data, out)
-    result = measured(final, data, QA.stop if is_ours else ())
+    result = {} if spec.get("timed") else measured(final, data, QA.stop if is_ours else ())
     result["step_seconds"] = clock.step_seconds(spec["steps"])
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
 

@@ -122,6 +122,27 @@ def test_equal_minutes_are_steps_that_fit():
     assert quality.steps_within(1, 30) == 2
 
 
+def test_a_contest_is_timed_in_turns_and_trained_twice(monkeypatch):
+    seconds = {"notebook": [2.0, 4.0, 3.0], "ours": [1.0, 0.5, 0.4]}
+    done = []
+
+    def in_a_process(spec: dict) -> dict:
+        done.append((spec["contender"], spec["steps"]))
+        timed = seconds[spec["contender"]].pop(0) if spec.get("timed") else 99.0  # of a whole training: unused
+        return spec | {"step_seconds": timed, "bits": [1.0], "characters": [1]}
+
+    monkeypatch.setattr(quality, "in_a_process", in_a_process)
+    results = quality.contest({"catalogue": "gift"}, ["notebook", "ours"], steps=10, minutes=None, rounds=3)
+    assert done[:6] == [("notebook", quality.TIMED_STEPS), ("ours", quality.TIMED_STEPS)] * 3
+    assert done[6:] == [("notebook", 10), ("ours", 10), ("ours", 60)]  # 30 seconds at 0.5
+    assert [(r["equal"], r["contender"], r["steps"], r["step_seconds"]) for r in results] == [
+        ("records", "notebook", 10, 3.0),
+        ("minutes", "notebook", 10, 3.0),
+        ("records", "ours", 10, 0.5),
+        ("minutes", "ours", 60, 0.5),
+    ]
+
+
 def test_a_step_is_timed_from_the_end_of_the_one_before():
     clock = quality.Clock()
     clock.times = [0.0, 1.0, 100.0, 102.0, 106.0]  # two steps came before, as of a plan that measures
