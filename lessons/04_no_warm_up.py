@@ -9,9 +9,9 @@ See: the mean loss of the last ten steps is {without:.2f} without and {warm:.2f}
 
 Why: the first gradients all say the same, that some tokens are frequent, and AdamW's averages know nothing else yet.
 At full speed every weight follows them as far as the learning rate goes. The loss falls faster at first, down to what
-frequencies alone can give. But all those steps went the same way, and in each matrix what they added now outweighs the
-different directions that it began with: from there on the model learns more slowly. With a warm-up the first steps are
-small until the averages are of several batches. This is the cheapest line in a training loop.
+frequencies alone can give. But those steps all went the same way, farther than the gradients were true for, and from
+where they lead the model learns the rest more slowly. With a warm-up the first steps are small until the averages are
+of several batches. This is the cheapest line in a training loop.
 """
 
 from lesson import mean, teach
