@@ -18,6 +18,7 @@ the first validation, dropout is off for the rest of the run, and nothing says s
 from lesson import ROOT, Edit, teach
 from safetensors.torch import load_file
 
+OPTIONS = ("--max_steps", 60, "--dropout", 0.3, "--optim", "muon", "--lr", 4e-3)
 FORGET = Edit(
     "run/validation.py",
     "        self.model.eval()\n        with self.stopwatch.paused():",
@@ -26,8 +27,8 @@ FORGET = Edit(
 
 
 def experiment(lab):
-    right = lab.train("eval", "--max_steps", 60, "--dropout", 0.3)
-    wrong = lab.train("no-eval", "--max_steps", 60, "--dropout", 0.3, edits=(FORGET,))
+    right = lab.train("eval", *OPTIONS)
+    wrong = lab.train("no-eval", *OPTIONS, edits=(FORGET,))
     lab.curves(right, wrong)
     one, other = (load_file(ROOT / run / "final" / "model.safetensors") for run in (right, wrong))
     equal = sum(one[name].equal(other[name]) for name in one)
