@@ -9,7 +9,7 @@
     fair       the same Trainer made fair: padded to the longest of the batch, longer records cut at a sentence's end,
                loss on the answer and an end token, dropout 0, and the rate, warm-up and order of ours. A step is the
                computation of `ours` (tests/test_parity.py); ours asks for a fifth of the records by a question
-    ours       python train.py --model FOLDER --data FOLDER --lr RATE
+    ours       python train.py --model FOLDER --data FOLDER --lr 1e-3
     muon       the same with --optim muon, which the Trainer does not have
 
 All begin with the same weights: no DistilGPT-2 can be had without a download, so a GPT-2 of pocket's shape is trained

@@ -101,7 +101,7 @@ def test_pocket_with_muon_on_the_example(tmp_path, explained):
     direction = 0.8 * momentum + 0.2 * matrix.g
     u, lengths, v = torch.linalg.svd(direction, full_matrices=False)
     change = (matrix.w * (1 - matrix.lr * 0.01) - matrix.w_after) / (matrix.lr * 0.5 * max(matrix.w.shape) ** 0.5)
-    along = (u.T @ change @ v.T).diagonal()[lengths > 1e-3 * lengths[0]]
+    along = (u.T @ change @ v.T).diagonal()[lengths > 3e-2 * lengths[0]]
     assert along.min() > 0.6 and along.max() < 1.3
     assert torch.equal(first.matrix.w, first.matrix.w_after)
     assert "One matrix through Muon" in page and page.count("<svg") == 1
@@ -214,8 +214,8 @@ def test_a_run_of_one_step_or_of_several_processes_is_refused(data, gpt2_folder,
 
 
 def test_a_step_without_any_answer_is_a_sentence(tmp_path, gpt2_folder, train):
-    """The plan looks at the first records; the order of the first step is another."""
-    long = [{"uid": f"L{i}", "title": "word " * 300, "content": "No room."} for i in range(3000)]
+    """One record of some hundred has room for its answer, and it is not in step 1."""
+    long = [{"uid": f"L{i}", "title": "word " * 300, "content": "No room."} for i in range(300)]
     write_data(tmp_path / "data", RECORDS[:1] + long)
     with pytest.raises(UsageError, match="No record of step 1"):
         train("--explain", "--model", gpt2_folder, "--batch_size", 1, "--max_steps", 5)
