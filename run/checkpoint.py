@@ -22,7 +22,7 @@ from run.folders import CONFIG, OPTIMIZER, best_checkpoints, first_whole, go_bac
 from run.log import Stopwatch
 from run.plan import TrainPlan
 from run.session import Session
-from run.shard import all_whole, placed_like
+from run.shard import all_whole, placed_like, reshard
 from run.state import TrainState
 from run.validation import Samples
 from text.batch import Encoder
@@ -74,6 +74,7 @@ class CheckpointManager:
         """
         session = self.session
         config, ranks = session.config, session.ranks
+        reshard(self.model)  # after the steps that were measured
         state = TrainState.new(session.machine.device, plan.micro_batch_tokens)
         seed_random_state(config.seed + ranks.rank)
         if session.checkpoint:

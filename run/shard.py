@@ -71,6 +71,14 @@ def parallelize(model: PreTrainedModel, loss_fn: Callable, machine: Machine, ran
     return lambda model, batch: model.sharded_loss(batch)
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Give back what a forward pass without a backward has gathered: until then `parameters()` are other tensors than
+    those that the optimizer has, and its moments are found of none of them."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def all_whole(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Collective if the model is sharded: `whole`, one after the other, into the memory of the host.
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import train as script
 from run.cli import INTERRUPTED, UsageError
 from run.config import parse_train
+from run.folders import OPTIMIZER
 from run.memory import MemoryPlan
 from run.ranks import Ranks
 from run.shard import divided
@@ -125,6 +126,8 @@ def test_what_one_process_began_goes_on_sharded(alone, more):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert_equal_runs(folder / f"alone-{kind}", folder / f"begun-{kind}")
+    saved = [load_file(folder / f"{name}-{kind}" / "checkpoint-4" / OPTIMIZER) for name in ("alone", "begun")]
+    assert saved[0].keys() == saved[1].keys()  # after a validation too
 
 
 def test_in_half_precision_what_is_gathered_is_half(alone):
