@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
-    pocket = {"vocab_size": 4096, "n_positions": 256, "n_embd": 192, "n_layer": 4, "n_head": 6}
+    pocket = {"vocab_size": 4096, "n_positions": 256, "n_embd": 192, "n_layer": 3, "n_head": 6}
     ends = {"bos_token_id": END, "eos_token_id": END}
     config = GPT2Config(**pocket, **ends) if args.shape == "pocket" else SHAPES[args.shape]()
     model = AutoModelForCausalLM.from_config(config)

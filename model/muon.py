@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from model.lora import blocks_of
 
-MOMENTUM = 0.95
+MOMENTUM = (
+    0.8  # 0.95 is for longer trainings: after 700 steps of pocket 93 % of the facts are right with it, with 0.8 96 %
+)
 # The root mean square of an update, of lr. AdamW's is about 0.2, and with it one learning rate would serve both; on
 # matrices from scratch two and a half times as much learns faster.
 UPDATE_RMS = 0.5
@@ -67,7 +69,7 @@ def hidden_matrices(model: PreTrainedModel) -> list[Parameter]:
 
 
 def stacked(matrices: list[Parameter]) -> list[list[Parameter]]:
-    """The matrices in groups whose shorter sides are the same, small ones together: all sixteen of pocket's."""
+    """The matrices in groups whose shorter sides are the same, small ones together: all twelve of pocket's."""
     by_side: dict[int, list[Parameter]] = {}
     for matrix in matrices:
         by_side.setdefault(min(matrix.shape), []).append(matrix)

@@ -47,6 +47,7 @@ def test_steps_are_those_of_torch():
         lr=0.02 * factor,
         weight_decay=0.1 / factor,
         adjust_lr_fn="match_rms_adamw",
+        momentum=MOMENTUM,
         ns_steps=ITERATIONS,
     )
     rest = [{**group, "params": [p for p in group["params"] if id(p) not in hidden]} for group in groups_of(theirs)]
