@@ -94,7 +94,7 @@ class TrainConfig:
         None, "adamw, or muon on the blocks' matrices; default: adamw, for pocket muon", choices=("adamw", "muon")
     )
     learning_rate: float | None = option(
-        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 4e-3, with adamw 2e-3", "--lr", least=0
+        None, "peak; default: 5e-5, with --lora 2e-4, for pocket 3e-3, with adamw 2e-3", "--lr", least=0
     )
     lr_scheduler_type: str = option("linear", "decay after the warm-up", choices=("linear", "cosine"))
     warmup_ratio: float = option(0.03, "share of the steps with a rising learning rate", least=0, most=1)
@@ -287,7 +287,7 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
     if config.lora and from_scratch:
         raise UsageError("--lora corrects a model that was trained before, and pocket was not: name one with --model.")
     optim = config.optim or ("muon" if from_scratch and not config.shard else "adamw")
-    from_nothing = 4e-3 if optim == "muon" else 2e-3
+    from_nothing = 3e-3 if optim == "muon" else 2e-3
     defaults: dict[str, typing.Any] = {
         "optim": optim,
         "learning_rate": from_nothing if from_scratch else 2e-4 if config.lora else 5e-5,
