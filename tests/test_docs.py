@@ -14,7 +14,7 @@ def test_the_readme_is_short():
 
 
 def test_every_file_has_its_line_and_no_line_has_no_file():
-    folders = (".", "run", "catalogue", "text", "model", "lessons", "benchmarks", "examples")
+    folders = (".", "run", "catalogue", "text", "model", "lessons", "benchmarks", "examples", "docs")
     files = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).glob("*.py")}
     named = set(re.findall(r"`([\w/]+\.py)`", TEXT["FILES.md"]))
     assert named == {name for name in files if not name.endswith("__init__.py")}
