@@ -1,19 +1,19 @@
 """7. The mean of the means
 
 Do: compute each step in micro-batches of at most 128 tokens. Divide each micro-batch's loss by its own tokens and by
-the number of micro-batches, as most loops do, instead of by the tokens of the whole step.
+the number of micro-batches, as many loops do, instead of by the tokens of the whole step.
 
-Predict: is it the same step? In which records' favour does it err?
+Predict: is it the same step? Which tokens weigh more than others now?
 
 See: in step 1, on the same weights and records, grad_norm is {right_norm:.4f} in many micro-batches as in one
 ({whole_norm:.4f}), and {wrong_norm:.4f} by the mean of the means. After 8 steps the losses are {right:.4f},
 {whole:.4f} and {wrong:.4f}.
 
-Why: a micro-batch with one short record counts as much as one with many, so the tokens of short answers weigh more.
-The step then depends on how much memory was free. Sums can be added in any pieces, means cannot: add up -ln p and
-divide once, by a number of tokens that is counted before the first backward. `transformers` had this fault until the
-autumn of 2024. The loss hides it, so it is `tests/test_parity.py` that says it: put the same edit into train.py, run
-it and see it fail.
+Why: a micro-batch with few supervised tokens counts as much as one with many, so each of its tokens weighs more. The
+step then depends on how much memory was free. Sums can be added in any pieces, means cannot: add up -ln p and divide
+once, by a number of tokens that is counted before the first backward. `transformers` had this fault until the autumn
+of 2024. The curve of the loss hides it, so it takes a test, `tests/test_parity.py`: put the same edit into train.py,
+run the test and see it fail.
 """
 
 from lesson import Edit, teach

@@ -9,7 +9,7 @@ See: the mean grad_norm of the last ten steps is {wrong_norm:.1f} instead of {ri
 
 Why: `backward` adds to `.grad`, so that micro-batches can be summed (lesson 7). If nobody empties it, each step moves
 by the gradients of steps that are long past, too. Clipping hides most of it: it scales `.grad` itself down to norm 1,
-so what is left over weighs about as much as the new gradient, and the norm before clipping is about 1 too large
+so what is left over weighs about as much as the new gradient, and the norm before clipping is only somewhat too large
 instead of growing for ever. The loss still falls, for old gradients are not all wrong, only slower. Nothing fails,
 which is why this fault lives long: it takes a run to compare with, or a test that compares a step with one computed
 by hand.

@@ -9,8 +9,10 @@ See: {equal} of {all} weights of the final models are the same to the bit. The v
 
 Why: in training dropout sets three numbers of ten to zero at random, so that nothing relies on one of them. A
 validation with dropout on asks a model that lacks a third of its parts: the loss is too high, and another one each
-time. The gap to the training loss, by which one tells overfitting, is then wrong as well. In the other direction,
-`model.train()` forgotten after the first validation, dropout is off for the rest of the run, and nothing says so.
+time. The gap to the training loss, by which one tells overfitting, is then wrong as well. The weights are the same
+here because the only validation comes after the last step. Earlier in the run it would draw random numbers that the
+training then misses, and the model would be another one too. In the other direction, `model.train()` forgotten after
+the first validation, dropout is off for the rest of the run, and nothing says so.
 """
 
 from lesson import ROOT, Edit, teach
