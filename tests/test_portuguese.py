@@ -51,7 +51,7 @@ def outline(text: str) -> list[str]:
     """Each heading with its level, list item, table row, block of code, picture and paragraph, as a mark."""
     marks, lines = [], FENCE.sub("```", text).split("\n")
     for before, line in zip(["", *lines], lines, strict=False):
-        if mark := re.match(r"#+ |```|\||\s*(?:\*|\d+\.) |!\[", line):
+        if mark := re.match(r"#+ |```|\||\s*(?:\*|\d{1,2}\.) |!\[", line):
             marks.append(mark[0].strip())
         elif line and (not before or before.startswith(("#", "```", "|"))):
             marks.append("text")
@@ -88,7 +88,7 @@ def prose(text: str) -> str:
 
 def numbers(text: str, thousands: str, decimal: str) -> Counter:
     """Those of the prose: 1,300.5 and 1.300,5 are one number. The numbers of a list are left out."""
-    text = re.sub(r"^\s*\d+\. ", "", prose(text), flags=re.MULTILINE)
+    text = re.sub(r"^\s*\d{1,2}\. ", "", prose(text), flags=re.MULTILINE)
     text = re.sub(rf"(?<=\d)\{thousands}(?=\d{{3}}(?!\d))", "", text)
     return Counter(re.findall(r"\d+(?:\.\d+)?", re.sub(rf"(?<=\d)\{decimal}(?=\d)", ".", text)))
 
