@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from run.config import TrainConfig
+from run.config import TrainConfig, with_model_defaults
 from run.data import EXAMPLE_CATALOGUE, EXAMPLE_OPTIONS
 from run.plan import SOME_STEPS
 from text.batch import Encoder, step_batch
@@ -74,8 +74,10 @@ def test_the_whole_loop_is_quoted():
 
 
 def test_the_schedule_that_is_drawn_is_that_of_the_plan_on_the_page(draw):
-    warmup = math.ceil(TrainConfig().warmup_ratio * draw.STEPS)
-    assert f"steps          {draw.STEPS:,} of 16 records" in PAGE and f"at step {warmup + 1}, then down to 0" in PAGE
+    config = with_model_defaults(TrainConfig(), from_scratch=True)
+    warmup = math.ceil(config.warmup_ratio * draw.STEPS)
+    assert f"steps          {draw.STEPS:,} of 16 records" in PAGE
+    assert f"up from 0 to {config.learning_rate:.1e} at step {warmup + 1}, then down to 0" in PAGE
     assert abs(draw.STEPS - SOME_STEPS) <= 1
 
 
