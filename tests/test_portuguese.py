@@ -22,6 +22,7 @@ TERMS = {
     "cabeça": "head",
     "corte do gradiente": "clipping",
     "decaimento dos pesos": "weight decay",
+    "fatia": "chunk",
     "laço": "loop",
     "lote": "batch",
     "lote achatado": "flat batch",
