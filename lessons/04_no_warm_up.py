@@ -8,10 +8,10 @@ See: the mean loss of the last ten steps is {without:.2f} without and {warm:.2f}
 {without_10:.2f} and {warm_10:.2f}.
 
 Why: the first gradients all say the same, that some tokens are frequent, and AdamW's averages know nothing else yet.
-At full speed every weight follows them as far as the learning rate goes, and the layers lose what made them different
-from one another. The loss still falls at first, down to what frequencies alone can give, and stays there. With a
-warm-up the first steps are small until the averages are of several batches. This is the cheapest line in a training
-loop.
+At full speed every weight follows them as far as the learning rate goes. The loss falls faster at first, down to what
+frequencies alone can give. But those steps all went the same way, farther than the gradients were true for, and from
+where they lead the model learns the rest more slowly. With a warm-up the first steps are small until the averages are
+of several batches. This is the cheapest line in a training loop.
 """
 
 from lesson import mean, teach
@@ -23,7 +23,7 @@ def experiment(lab):
     lab.curves(warm, without)
     a, b = lab.losses(warm), lab.losses(without)
     lab.see(warm=mean(a[-10:]), without=mean(b[-10:]), warm_10=a[9], without_10=b[9])
-    assert mean(b[-10:]) > mean(a[-10:]) + 0.3
+    assert b[9] < a[9] and mean(b[-10:]) > mean(a[-10:]) + 0.2
 
 
 if __name__ == "__main__":

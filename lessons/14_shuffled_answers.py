@@ -31,7 +31,7 @@ def experiment(lab):
     runs, loss = {}, {}
     for name, train in (("right", records), ("shuffled", mixed)):
         data = lab.data(f"{name}-data", train, val, test)
-        runs[name] = lab.train(name, "--max_steps", 80, "--optim", "muon", "--lr", 4e-3, data=data)
+        runs[name] = lab.train(name, "--max_steps", 160, "--optim", "muon", "--lr", 4e-3, data=data)
         loss[name], loss[f"{name}_swapped"] = (lab.answer_loss(runs[name], some) for some in (test, swapped))
     lab.curves(*runs.values())
     cost = {name: loss[f"{name}_swapped"] - loss[name] for name in runs}
