@@ -331,9 +331,9 @@ def trainer(name: str, options: argparse.Namespace):
         from unsloth import FastLanguageModel  # first of all: it changes the others as it is imported
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+    from peers import NOTEBOOK_DROPOUT, add_padding_token, collator, common_arguments, in_order, load_peer
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from model.load import set_dropout
     from text.batch import Encoder
     from text.template import QA
 
@@ -341,33 +341,16 @@ def trainer(name: str, options: argparse.Namespace):
         import liger_kernel  # noqa: F401  else the Trainer would say it in a sentence of its own
     transformers.utils.logging.set_verbosity_error()
     device, folder = pick_device(options), str(options.folder / "model")
-    tok = AutoTokenizer.from_pretrained(folder)
-    encoder, by_step = Encoder(tok, QA, MAX_LENGTH), steps_of_train(options)
     if name == "unsloth":
         model, tok = FastLanguageModel.from_pretrained(folder, max_seq_length=MAX_LENGTH, load_in_4bit=False)
         if options.lora:
             model = FastLanguageModel.get_peft_model(model, r=8, lora_alpha=16)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        set_dropout(model.config, 0.1 if name == "seed" else 0.0)
-        model = AutoModelForCausalLM.from_pretrained(folder, config=model.config, dtype=torch.float32)
+        model, tok = load_peer(folder, NOTEBOOK_DROPOUT if name == "seed" else 0.0)
         if options.lora:
             model = with_peft(model, conv1d=model.config.model_type == "gpt2")
-    common = {
-        "output_dir": "unused",
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": 5e-5,
-        "weight_decay": 0.01,
-        "max_steps": options.steps + 1,
-        "optim": "adamw_torch_fused",
-        "fp16": device.type == "cuda",
-        "use_cpu": device.type == "cpu",
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 0,
-    }
+    encoder, by_step = Encoder(tok, QA, MAX_LENGTH), steps_of_train(options)
+    common = common_arguments(BATCH, options.steps + 1, on_gpu=device.type == "cuda")
 
     class Clock(TrainerCallback):
         """Seconds from the end of the first step to the end of the last."""
@@ -382,10 +365,7 @@ def trainer(name: str, options: argparse.Namespace):
     losses: list[float] = []
 
     def recording(cls):
-        class Recording(cls):
-            def _get_train_sampler(self, *args):
-                return torch.utils.data.SequentialSampler(self.train_dataset)
-
+        class Recording(in_order(cls)):
             def training_step(self, *args, **kwargs):
                 loss = super().training_step(*args, **kwargs)
                 losses.append(loss)
@@ -396,22 +376,8 @@ def trainer(name: str, options: argparse.Namespace):
     steps = [encoder.rows(records) for records in by_step]
     rows, all_records, clock = [r for s in steps for r in s], [r for s in by_step for r in s], Clock()
     if name in ("seed", "fair", "liger"):
-        if name == "seed":
-            tok.add_special_tokens({"pad_token": "[PAD]"})
-            model.resize_token_embeddings(len(tok))
-
-        def collate(batch):
-            longest = MAX_LENGTH if name == "seed" else max(len(row.ids) for row in batch)
-            pad = tok.pad_token_id if name == "seed" else tok.eos_token_id
-            first = [1 if name == "seed" else row.first_supervised for row in batch]
-            ids = [row.ids + [pad] * (longest - len(row.ids)) for row in batch]
-            labels = [
-                [-100] * f + row.ids[f:] + [-100] * (longest - len(row.ids))
-                for f, row in zip(first, batch, strict=True)
-            ]
-            mask = [[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in batch]
-            return {k: torch.tensor(v) for k, v in (("input_ids", ids), ("labels", labels), ("attention_mask", mask))}
-
+        pad = add_padding_token(model, tok) if name == "seed" else tok.eos_token_id
+        collate = collator(pad, MAX_LENGTH if name == "seed" else None, loss_on_prompt=name == "seed")
         args = TrainingArguments(**common, remove_unused_columns=False, use_liger_kernel=name == "liger")
         it = recording(Trainer)(model=model, args=args, train_dataset=rows, data_collator=collate, callbacks=[clock])
     else:

@@ -8,9 +8,9 @@ how much does step 2, at a learning rate of 1e-3, move a weight at most?
 See: the first loss is {first:.4f}, and ln {pieces:,} = {ln:.4f}. Step 1 moved no weight: {step_1:.1g} at most. Step 2
 moved one by {step_2:.1e} at most, and half of them by more than {median:.1e}.
 
-Why: a model that finds every token as likely gives each p = 1/V, and -ln(1/V) = ln V. A first loss far from it says
-that something is wrong before the first step: the labels are shifted, the prompt is supervised, or the weights begin
-too large. The warm-up begins at a learning rate of 0, so step 1 only starts AdamW's averages. AdamW divides the
+Why: a model that finds every token as likely gives each p = 1/V, and -ln(1/V) = ln V. A first loss far above it
+says that the weights begin too large, one far below that a place can see what it has to predict, or that the model was
+trained before. The warm-up begins at a learning rate of 0, so step 1 only starts AdamW's averages. AdamW divides the
 average gradient by the root of the average of its square. What comes out is about 1, however small the gradient is,
 so every weight moves by about the learning rate: not the gradient but the learning rate says how far.
 """

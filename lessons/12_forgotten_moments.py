@@ -11,8 +11,8 @@ and {resumed:.3f} in the one that forgot; the last ten {undisturbed_end:.3f} and
 Why: the loss of step 31 is that of the weights and the records, and both are the same. But AdamW moves by averages
 over many steps, and they begin anew: the first gradient is all that it knows, so every weight moves by the whole
 learning rate in the direction of one batch, and there is no warm-up now (lesson 4). To be the same run, a resumed one
-needs the weights, the averages, the place in the data, the random state and the learning rate of that step. This one
-said on the screen what it lacked.
+needs the weights, the averages, the random state and the number of the step, from which its place in the data and its
+learning rate follow. This one said on the screen what it lacked.
 """
 
 import shutil

@@ -133,7 +133,7 @@ def check_number(value: float, name: str = "", least: float = -MOST, most: float
 
 def run_script(main: Callable[..., int | None], *args) -> NoReturn:
     """Call `main(*args)` and leave the process with its exit code, or with the one its error documents."""
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C, so that whatever has to be tidied up is; under nohup: none
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # as Ctrl-C, so that all is tidied up; under nohup: none
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
             signal.signal(getattr(signal, name), signal.default_int_handler)
     try:

@@ -14,7 +14,7 @@ from run.state import TrainState
 from text.batch import Encoder, StepBatch, step_batches
 from text.context import with_contexts
 from text.question import with_questions
-from text.stream import RecordFile, Records, WithReplay, records_of_steps
+from text.stream import Record, RecordFile, Records, WithReplay, records_of_steps
 
 EXAMPLE_OPTIONS = Options(fields=Fields(attributes=(AUTO,)))
 EXAMPLE_CATALOGUE = Path(__file__).parent.parent / "examples" / "catalogue.json.gz"
@@ -61,6 +61,17 @@ def open_split(folder: Path, split: str, may_be_empty: bool = False) -> RecordFi
     return RecordFile(folder / f"{split}.jsonl", may_be_empty)
 
 
+def asked_records(
+    session: Session, data: Data, encoder: Encoder, first_step: int, last_step: int
+) -> Iterator[list[Record]]:
+    """The records of each step after `first_step`, of all ranks, as they are asked: some by a question, some behind a
+    text."""
+    config = session.config
+    steps = records_of_steps(data.train, session.records_per_step, config.seed, first_step, last_step)
+    steps = with_questions(steps, encoder.template.questions, config.question_share, config.seed, first_step)
+    return with_contexts(steps, data.train, config.context_share, config.seed, first_step)
+
+
 def make_train_loader(
     session: Session, data: Data, encoder: Encoder, state: TrainState, total_steps: int
 ) -> Iterator[StepBatch]:
@@ -68,9 +79,7 @@ def make_train_loader(
 
     What a step holds follows from its number alone, so a resumed run needs no more than `state.step`.
     """
-    config, ranks, done = session.config, session.ranks, state.step
-    steps = records_of_steps(data.train, session.records_per_step, config.seed, done, total_steps)
-    steps = with_questions(steps, encoder.template.questions, config.question_share, config.seed, done)
-    steps = with_contexts(steps, data.train, config.context_share, config.seed, done)
+    ranks = session.ranks
+    steps = asked_records(session, data, encoder, state.step, total_steps)
     on_gpu = session.machine.device.type == "cuda"
     return step_batches(steps, encoder, state.micro_batch_tokens, ranks.rank, ranks.size, pin_memory=on_gpu)

@@ -1,5 +1,6 @@
 """What a run will do, said before its first step: steps, learning rate, micro-batch, memory, disk, time."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from model.muon import hidden_matrices
 from run.cli import UsageError
 from run.config import TrainConfig
-from run.data import Data
+from run.data import Data, asked_records
 from run.device import begin_peak, held_memory
 from run.duration import TimePlan, measure_time
 from run.files import check_free_space
@@ -28,6 +29,7 @@ from text.stream import WithReplay, steps_per_epoch
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
 SOME_STEPS, MOST_EPOCHS = 900, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
+SAMPLE = 500  # records that say how long records are
 # Tokens times width at once on a CPU, where more take more memory and no less time: 1,024 tokens of DistilGPT-2, 4,096
 # of pocket.
 CPU_NUMBERS = 1024 * 768
@@ -139,7 +141,8 @@ def make_plan(
     if session.command.explain and total_steps < 2:
         raise UsageError("--explain looks into two steps, and this run has one: name more --max_steps or --epochs.")
 
-    sample = encoder.rows([train[i] for i in range(min(len(train), 500))])
+    first_steps = asked_records(session, data, encoder, 0, math.ceil(SAMPLE / session.records_per_step))
+    sample = encoder.rows(list(itertools.islice(itertools.chain.from_iterable(first_steps), min(len(train), SAMPLE))))
     if not any(len(row.ids) > row.first_supervised for row in sample):
         raise UsageError(f"In {config.max_length} tokens there is no room for any answer: raise --max_length.")
     trainable = numbers_in(p for p in model.parameters() if p.requires_grad)

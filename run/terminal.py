@@ -75,7 +75,8 @@ class Terminal(io.TextIOWrapper):
 
 
 def take_over_streams() -> None:
-    """To be called before any library keeps one of the standard streams for itself."""
+    """To be called before any library keeps one of the standard streams for itself. Those of a notebook, which have no
+    bytes below them and reach no terminal, stay as they are."""
     for descriptor in range(3):  # closed ones, as of a service: else the next file that is opened takes the place
         try:
             os.fstat(descriptor)
@@ -86,7 +87,8 @@ def take_over_streams() -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
-        if not isinstance(stream, Terminal):
+        if not isinstance(stream, Terminal) and (stream is None or hasattr(stream, "buffer")):
             buffer = stream.buffer if stream else open(descriptor, "wb", closefd=False)  # noqa: SIM115
             setattr(sys, name, Terminal(buffer, encoding="utf-8", line_buffering=True))  # the other: sys.__stdout__
-    sys.stderr.keep = "\r"  # type: ignore[union-attr]  # a Terminal by now; progress bars are drawn over their line
+    if isinstance(sys.stderr, Terminal):
+        sys.stderr.keep = "\r"  # progress bars are drawn over their line

@@ -42,7 +42,10 @@ def lines_of(path: Path) -> list[str]:
     """What may hold a command: lines of code, and code within a sentence, each on one line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        code = "\n".join(source for kind, source in cells if kind == "code")
+        started = re.findall(r"^ *[!%](.*)", code, re.MULTILINE)
+        return started + spans_of("\n".join(source for kind, source in cells if kind == "markdown"))
     if path.suffix == ".py":
         text = ast.get_docstring(ast.parse(text)) or ""
         indented = [line for line in text.split("\n") if line.startswith("    ")]

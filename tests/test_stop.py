@@ -11,6 +11,7 @@ from conftest import ROOT
 from run.cli import INTERRUPTED
 from run.files import verify
 from run.folders import checkpoints_of
+from run.log import MetricLogger
 
 SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
@@ -30,6 +31,27 @@ def test_a_signal_that_torchrun_passes_on_does_not_count_twice():
     code += "for _ in range(3): signal.raise_signal(signal.SIGINT)\nassert stop.asked"
     environment = os.environ | {"TORCHELASTIC_RUN_ID": "1"}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=environment).returncode == 0
+
+
+def test_after_it_a_signal_does_what_it_did_before(monkeypatch, tmp_path, data, gpt2_folder, train):
+    """A notebook trains again and again in one process, and is closed by a signal of its own."""
+    before = [signal.getsignal(getattr(signal, name)) for name in SIGNALS]
+    options = ("--model", gpt2_folder, "--run_name", "a", "--max_steps", 3)
+    progress_bar = MetricLogger.progress_bar
+
+    def interrupted(self, loader):
+        for number, batch in enumerate(progress_bar(self, loader)):
+            if number == 0:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricLogger, "progress_bar", interrupted)
+        assert train(*options) == INTERRUPTED
+    assert [signal.getsignal(getattr(signal, name)) for name in SIGNALS] == before
+    assert not (tmp_path / "runs" / "a" / "lock.json").exists()
+    assert train("--resume", tmp_path / "runs" / "a") == 0
+    assert [signal.getsignal(getattr(signal, name)) for name in SIGNALS] == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles")

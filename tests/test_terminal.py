@@ -12,7 +12,7 @@ from conftest import ROOT, script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run.terminal import Terminal, one_line, printable
+from run.terminal import Terminal, one_line, printable, take_over_streams
 
 posix = pytest.mark.skipif(os.name == "nt", reason="the shell's redirections")
 
@@ -55,6 +55,18 @@ def test_what_is_marked_is_underlined_on_a_terminal_and_nothing_in_it_acts(is_a_
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             assert not stream.can_mark
+
+
+def test_the_streams_of_a_notebook_stay_as_they_are(monkeypatch):
+    class Cell(io.TextIOBase):  # as ipykernel's: text that is sent on, no bytes
+        pass
+
+    out, err = Cell(), Cell()
+    monkeypatch.setattr(sys, "stdin", sys.stdin)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    take_over_streams()
+    assert (sys.stdout, sys.stderr) == (out, err)
 
 
 @posix
