@@ -18,6 +18,7 @@ the first validation, dropout is off for the rest of the run, and nothing says s
 from lesson import ROOT, Edit, teach
 from safetensors.torch import load_file
 
+OPTIONS = ("--max_steps", 60, "--dropout", 0.3, "--optim", "muon", "--lr", 4e-3)
 FORGET = Edit(
     "run/validation.py",
     "        self.model.eval()\n        with self.stopwatch.paused():",
@@ -26,15 +27,15 @@ FORGET = Edit(
 
 
 def experiment(lab):
-    right = lab.train("eval", "--max_steps", 60, "--dropout", 0.3)
-    wrong = lab.train("no-eval", "--max_steps", 60, "--dropout", 0.3, edits=(FORGET,))
+    right = lab.train("eval", *OPTIONS)
+    wrong = lab.train("no-eval", *OPTIONS, edits=(FORGET,))
     lab.curves(right, wrong)
     one, other = (load_file(ROOT / run / "final" / "model.safetensors") for run in (right, wrong))
     equal = sum(one[name].equal(other[name]) for name in one)
     losses = [lab.losses(run, "val_loss")[-1] for run in (right, wrong)]
     lab.see(equal=equal, all=len(one), right=losses[0], wrong=losses[1])
     assert equal == len(one)
-    assert losses[1] > losses[0] + 0.02
+    assert losses[1] > losses[0] + 0.1
 
 
 if __name__ == "__main__":
