@@ -97,8 +97,8 @@ def test_pocket_with_muon_on_the_example(tmp_path, explained):
     assert "8.3178" in said and abs(first.logits.logsumexp(0) - first.logits.mean() - 8.3178).item() < 0.2
     # one direction without a gradient (the sum over a row, which the norm behind it takes out), all others about 1
     matrix = last.matrix
-    momentum = 0.05 * first.matrix.g * 0.95 + 0.05 * matrix.g
-    direction = 0.95 * momentum + 0.05 * matrix.g
+    momentum = 0.2 * first.matrix.g * 0.8 + 0.2 * matrix.g  # 0.8: MOMENTUM
+    direction = 0.8 * momentum + 0.2 * matrix.g
     u, lengths, v = torch.linalg.svd(direction, full_matrices=False)
     change = (matrix.w * (1 - matrix.lr * 0.01) - matrix.w_after) / (matrix.lr * 0.5 * max(matrix.w.shape) ** 0.5)
     along = (u.T @ change @ v.T).diagonal()[lengths > 1e-3 * lengths[0]]
