@@ -11,10 +11,10 @@ the model of the right data has {right:.2f}, and {right_swapped:.2f} with wrong 
 The model of the shuffled data has {shuffled:.2f} and {shuffled_swapped:.2f}: they cost it {shuffled_cost:.2f}.
 
 Why: most of a description is language, and that is learned without ever looking at the title. So the loss falls by
-several nats on nonsense, the text becomes fluent, and the two curves can hardly be told apart: one that goes down
-proves only that something is learned. What the task is about is in the last tenths of a nat. It needs a number of its
-own: here what a wrong title costs, in `evaluate.py` the facts that an answer repeats. Whoever had looked at the curve
-alone would have sold the wrong model.
+several nats on nonsense, the text becomes fluent, and the curve goes down nearly as far as the right one: it proves
+only that something is learned. What the task is about is in the last tenths of a nat. It needs a number of its own:
+here what a wrong title costs, in `evaluate.py` the facts that an answer repeats. Whoever had looked at the curve alone
+would have sold the wrong model.
 """
 
 import random
@@ -39,7 +39,7 @@ def experiment(lab):
     costs = {f"{name}_cost": value for name, value in cost.items()}
     lab.see(first=lab.losses(runs["right"])[0], **end, **loss, **costs)
     assert end["shuffled_end"] < lab.losses(runs["shuffled"])[0] - 3
-    assert abs(end["shuffled_end"] - end["right_end"]) < 0.5
+    assert abs(end["shuffled_end"] - end["right_end"]) < 1
     assert abs(cost["shuffled"]) < 0.1
     assert cost["right"] > cost["shuffled"] + 0.1
 
