@@ -24,7 +24,7 @@ WITH_PARSER = [  # the others take no arguments; a lesson has its parser from le
     for path in SCRIPTS
     if re.search(r"pars|\bteach\(", text := path.read_text(encoding="utf-8")) and '__name__ == "__main__"' in text
 ]
-MARKDOWN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.md")])
+MARKDOWN = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lessons/**/*.md")])
 PLAIN = [ROOT / "Makefile", ROOT / ".ci" / "run", *ROOT.glob("recipes/*.toml"), *ROOT.glob(".github/workflows/*.yml")]
 NOTEBOOKS = sorted(ROOT.glob("lessons/*.ipynb"))
 
