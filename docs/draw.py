@@ -33,7 +33,7 @@ RECORD = [
     *((7, " Here"), (8, " is"), (9, " a"), (10, " wooden"), (42, " hand"), (43, "."), (44, "<|endoftext|>")),
 ]
 RECORD_PROMPT, RECORD_LENGTH = 7, 45
-STEPS = 901  # of `python train.py` without a GPU
+STEPS = 1300  # of `python train.py` without a GPU
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ class TrainConfig:
     # how long
     num_train_epochs: float | None = option(
         None,
-        "passes over the data; default: 3, for pocket as many as 900 steps are, from 1 to 6",
+        "passes over the data; default: 3, for pocket as many as 1,300 steps are, from 1 to 6",
         "--epochs",
         least=1e-6,
     )
