@@ -22,7 +22,7 @@ from model.attention import use_flat_attention
 from model.cross_entropy import CHUNK_ROWS
 from model.lora import lora_layers
 from model.loss import mean_loss, plain_loss
-from model.muon import MOMENTUM, UPDATE_RMS, orthogonal
+from model.muon import ITERATIONS, MOMENTUM, UPDATE_RMS, orthogonal
 from run.cli import UsageError
 from run.device import Machine
 from run.files import write_text
@@ -435,9 +435,9 @@ def the_matrix(picture: Picture, microscope: Microscope) -> Part:
         for label, values in (("momentum, divided by its norm", before), ("the update that was taken", made))
     ]
     lead = (
-        f"{name}, {shape(matrix.w.shape)}, in step {picture.number}. A gradient has a few long directions and many "
-        "short ones. Muon takes the momentum apart, U S V', and makes all lengths in S about 1 by five steps of Newton "
-        "and Schulz; only a direction without any gradient stays at 0. Below: singular values. The update is "
+        f"{name}, {shape(matrix.w.shape)}, in step {picture.number}. A matrix is a sum of parts, U S V'; a gradient "
+        f"has a few long ones and many short ones. Muon makes all lengths in S about 1, by {ITERATIONS} iterations of "
+        "Newton and Schulz; only a part without any gradient stays at 0. Below: singular values. The update is "
         f"{UPDATE_RMS:g} √{max(matrix.w.shape)} lr times that."
     )
     at_most = 2**-21 * matrix.w.abs().max().item() + 1e-3 * step * factor.abs().max().item()

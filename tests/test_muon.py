@@ -67,7 +67,7 @@ def test_steps_are_those_of_torch():
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
 def test_a_step_is_the_formula_of_the_paper(shape):
-    """Line by line in float64: momentum, Nesterov's, five iterations of the quintic on X itself, decay, step."""
+    """Line by line in float64: momentum, Nesterov's, ITERATIONS of the quintic on X itself, decay, step."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(shape, dtype=torch.float64))
     expected, momentum = weight.detach().clone(), torch.zeros(shape, dtype=torch.float64)
