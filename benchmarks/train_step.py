@@ -307,6 +307,7 @@ def ours(options: argparse.Namespace):
         command = ["--model", options.folder / "model", "--data", options.folder / "data", "--run_name", number]
         command += ["--output_dir", options.folder / "runs", "--max_steps", len(batches), "--device", options.device]
         command += ["--batch_size", BATCH, "--max_length", MAX_LENGTH, "--seed", SEED, "--logging_steps", 10**6]
+        command += ["--question_share", 0]  # the same prompts as the others have
         subprocess.run([sys.executable, ROOT / "train.py", *map(str, command), *extra], check=True)
         log = read_metrics(options.folder / "runs" / str(number) / "metrics.jsonl")
         seconds, begun = 0.0, log[0]["step"]

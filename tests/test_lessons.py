@@ -102,7 +102,6 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.lesson
 @pytest.mark.parametrize("name", [file.name for file in LESSONS])
 def test_a_lesson_shows_what_it_says(tree, name):
     done = started(tree / "lessons" / name, "--lang", "en")
