@@ -65,7 +65,8 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from sacrebleu import corpus_chrf
 
@@ -97,6 +98,7 @@ SHOWN_CHARS = 240  # of an answer in a table
 TOKENS_AT_ONCE = 4096  # for the loss, without gradients
 MOST_TRAINING = 500_000  # records in which copied spans are looked for: 14,000 took 0.2 s
 SAMPLES = 12  # in the report
+ALONE = {"unchecked": True}  # one answer, all that the model says
 EXAMPLE_FACTS = Path(__file__).parent / "examples" / "facts.json.gz"
 
 # of --compare
@@ -131,14 +133,18 @@ def main(options) -> int:
     answers: dict[str, list[str]] = {}
     for column, source in (("before", base_model_of(run)), ("after", weights)):
         print(f"{column}: {source}")
-        tries = (1, options.candidates) if column == "after" and claims and options.candidates > 1 else (1,)
+        ways: dict[str, dict] = {column: ALONE}
+        if column == "after" and claims:
+            ways["after, checked"] = {}
+            if options.candidates > 1:
+                ways[f"after, {options.candidates} tries"] = {"candidates": options.candidates}
         others = other_questions(records, known, options) if column == "after" else {}
         asked = [*records, *itertools.chain.from_iterable(others.values())]
-        numbers, written = measure(source, template, asked, len(records), config, machine, options, claims, tries)
-        for count in tries:
-            name, texts = column if count == 1 else f"{column}, {count} tries", iter(written[count])
+        numbers, written = measure(source, template, asked, len(records), config, machine, options, claims, ways)
+        for name, its in written.items():
+            texts = iter(its)
             answers[name] = list(itertools.islice(texts, len(records)))
-            results[name] = numbers if count == 1 else {}
+            results[name] = numbers if name == column else {}
             results[name] |= fact_rates(records, answers[name], facts, training_titles)
             to_others = {way: list(itertools.islice(texts, len(some))) for way, some in others.items()}
             results[name] |= invention_rates(records, answers[name], others, to_others, known, claims)
@@ -164,10 +170,11 @@ def measure(
     machine: Machine,
     options,
     claims: Claims | None = None,
-    tries: Sequence[int] = (1,),
-) -> tuple[dict[str, float], dict[int, list[str]]]:
-    """One model, loaded from the disk: its numbers on the first `count` of what is `asked`, and for each number of
-    `tries` its answers to all of it. It is gone from the device when the next comes."""
+    ways: Mapping[str, dict] = MappingProxyType({"": ALONE}),
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """One model, loaded from the disk: its numbers on the first `count` of what is `asked`, and in each of `ways`
+    (what `Writer` is told; the first is the model alone) its answers to all of it. It is gone from the device when the
+    next comes."""
     model, encoder, machine, at_once = load_to_ask(
         source,
         template,
@@ -198,14 +205,12 @@ def measure(
         Prompt(ids[i], [given(record), context], i)
         for i, (record, context) in enumerate(zip(asked, contexts, strict=True))
     ]
-    for number in tries:
-        writer = Writer(model, encoder, sampling, claims, number, at_once)
+    for name, way in ways.items():
+        writer = Writer(model, encoder, sampling, claims, rows=at_once, **way)
         with machine.autocast():
-            answers = list(writer.write(prompts))
-        written[number] = [answer.text for answer in answers]
-        if number == 1:
-            stopped = sum(answer.stopped for answer in answers[:count]) / count
-    texts = written[1][:count]
+            written[name] = list(writer.write(prompts))
+    alone = written[next(iter(ways))][:count]
+    stopped, texts = sum(answer.stopped for answer in alone) / count, [answer.text for answer in alone]
     return {
         "loss": loss,
         "question_loss": question_loss,
@@ -221,7 +226,7 @@ def measure(
         "repetition_rate": repetition_rate(texts, 4),
         "stopped": stopped,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }, written
+    }, {name: [answer.text for answer in its] for name, its in written.items()}
 
 
 def compare(options) -> int:
@@ -249,7 +254,7 @@ def compare(options) -> int:
         log = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         for when, source in (("before", base_model_of(run)), (f"after {steps} steps", weights)):
             results, written = measure(source, template, records, len(records), config, machine, options)
-            answers = written[1]
+            (answers,) = written.values()
             results |= {key: log[-1][key] for key in ("answer_tokens_per_second", "peak_memory_bytes")}
             shown = [key for key, *_ in COMPARED[: 4 if when == "before" else None]]
             cells = [format(results[key], form) if key in shown else "" for key, _, form in COMPARED]

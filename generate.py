@@ -70,6 +70,7 @@ def parse(args: list[str] | None = None):
     parser.add_argument(
         "--candidates", type=integer(1, most=256), metavar="N", help="tries at each answer [8; one title: if quick]"
     )
+    parser.add_argument("--unchecked", action="store_true", help="what the model says, also what nothing supports")
     parser.add_argument("--serve", action="store_true", help="a page in the browser of this machine, with corrections")
     parser.add_argument("--port", type=integer(0, most=65535), default=7860, metavar="N", help="of --serve [7860]")
     parser.add_argument("--strict", action="store_true", help="leave answers out that state what nothing supports")
@@ -208,7 +209,7 @@ def main(options) -> int:
         if options.out:
             how = {"model": model.name, "data": str(sources.folder), "copies": copies, "candidates": writer.tries}
             how |= {"strict": options.strict, "sources": options.sources, "grounded": options.grounded}
-            how |= {"attributes": options.attribute, **asdict(writer.sampling)}
+            how |= {"attributes": options.attribute, "unchecked": options.unchecked, **asdict(writer.sampling)}
             answers = Answers(options.out, options.asked, how, options.same_columns)
             into_file(writer, numbered, sources, options, answers)
         else:
@@ -274,7 +275,7 @@ def make_writer(options, chosen: Model, sources: Sources, machine: Machine, titl
     # Into a file as many at once whatever is left of it: alike shapes have alike last digits, so one that was
     # interrupted becomes what it would have been.
     rows = at_once if options.out else min(at_once, tries * copies * max(1, titles))
-    return Writer(model, encoder, sampling, claims, candidates, rows), machine
+    return Writer(model, encoder, sampling, claims, candidates, rows, options.unchecked), machine
 
 
 def into_file(writer: Writer, numbered: list[tuple], sources: Sources, options, answers: Answers) -> None:

@@ -93,8 +93,13 @@ class Support(NamedTuple):
 
 
 def support_of(texts: Iterable[str]) -> Support:
+    return _support_of("\n".join(texts))
+
+
+@lru_cache(maxsize=2**8)  # the answers that are in work are judged after every word
+def _support_of(text: str) -> Support:
     stems, measures, numbers = set(), set(), set()
-    for token in TOKEN.finditer("\n".join(texts)):
+    for token in TOKEN.finditer(text):
         if token["number"]:
             measures.update(measures_of(token))
             numbers.update(numbers_of(token["number"]))

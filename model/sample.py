@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from model.keys_values import KeysValues, use_keys_values
 from model.load import context_length
 
+PATIENCE = 3  # tokens that are refused at one place; then the one before it is taken back too
 FEW = 256  # of the likeliest tokens: as a rule what is drawn is among them
 
 
@@ -42,9 +43,11 @@ class Answer:
     greedy: bool = field(default=False, compare=False)  # the likeliest tokens, whatever `Sampling` says
     ids: list[int] = field(default_factory=list)  # without the end token
     stopped: bool = False  # by the end token or the stop rule, not by the length
-    # Of its tokens, the end token among them, given the prompt; nats, by the unaltered logits. Its last digits are not
-    # the same in every batch.
-    log_p: float = field(default=0.0, compare=False)
+    # Of each token, the end token among them, given those before it; nats, by the unaltered logits. The last digits
+    # are not the same in every batch.
+    log_ps: list[float] = field(default_factory=list, compare=False)
+    refused: dict[int, set[int]] = field(default_factory=dict, compare=False)  # tokens that may not stand at a place
+    taken_back: int = field(default=0, compare=False)  # how often tokens were
 
 
 Kind = TypeVar("Kind", bound=Answer)  # what its caller knows more of
@@ -74,12 +77,14 @@ def write(
     sampling: Sampling,
     rows: int,
     stop_rule: Callable[[list[int]], bool] | None = None,
+    check: Callable[[Kind], int | None] | None = None,
 ) -> Iterator[list[tuple[Kind, bool]]]:
     """Write answers, `rows` at once. Yields after each token those that are in work, and which of them are finished.
 
     `next_answer` is asked whenever a row is free: for an empty answer, or None where none waits just now. An answer
-    also ends where the model's context does; a prompt that fills the context by itself has none. Leaves the attention
-    of the model in its way (`use_flat_attention` for the other one).
+    also ends where the model's context does; a prompt that fills the context by itself has none. `check` is asked after
+    each token for the place from which on they are taken back, None if they may stay. Leaves the attention of the model
+    in its way (`use_flat_attention` for the other one).
     """
     use_keys_values(model)
     device, context = model.device, context_length(model.config)
@@ -115,23 +120,41 @@ def write(
         )
         logits, count = output.logits[:, -1].float(), now[2]  # (rows, V)
         chance = uniform.gather(1, count.cpu()[:, None])[:, 0]
+        normaliser = logits.logsumexp(dim=-1)
+        for row in in_work:
+            if refused := places[row].refused.get(len(places[row].ids)):
+                logits[row, list(refused)] = -torch.inf
         drawn = next_tokens(logits, history, count, sampling, chance, torch.tensor(greedy).to(device))
         history[every_row, count] = drawn
-        log_p = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(dim=-1)).tolist()
+        log_p = (logits.gather(1, drawn[:, None])[:, 0] - normaliser).tolist()
         chosen = drawn.tolist()
         for row in in_work:
             answer, new = places[row], chosen[row]
-            answer.log_p += log_p[row]
-            token[row], position[row] = new, position[row] + 1
+            answer.log_ps.append(log_p[row])
             answer.stopped = new == end_token
             if not answer.stopped:
                 answer.ids.append(new)
                 answer.stopped = stop_rule is not None and stop_rule(answer.ids)
+            if check and (place := check(answer)) is not None:
+                take_back(answer, place)
+            token[row] = answer.ids[-1] if answer.ids else answer.prompt[-1]
+            position[row] = len(answer.prompt) + len(answer.ids) - 1
             full = position[row] + 1 >= context or len(answer.ids) >= sampling.max_new_tokens
             done.append((answer, answer.stopped or full))
             if answer.stopped or full:  # the row stays at its last column, behind a prompt that others may copy
                 places[row] = None
         yield done
+
+
+def take_back(answer: Answer, place: int) -> None:
+    """Take back the tokens from `place` on, of which the first is refused there from now on; or from a place before it
+    where PATIENCE others were refused already. What was refused behind it may be tried again."""
+    while place and len(answer.refused.get(place, ())) >= PATIENCE:
+        place -= 1
+    answer.refused = {before: tokens for before, tokens in answer.refused.items() if before <= place}
+    answer.refused.setdefault(place, set()).add(answer.ids[place])
+    del answer.ids[place:], answer.log_ps[place:]
+    answer.stopped, answer.taken_back = False, answer.taken_back + 1
 
 
 def read_prompt(

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from catalogue.claims import Claim, Claims, repeated
 from model.load import context_length
 from model.sample import Answer, Sampling, write
+from run.check import Check
 from run.micro_batch import smaller_micro_batch
 from text.answer import decode, stop_rule
 from text.batch import Encoder
 
 WAYS_OUT = "Close other programs, or take --device cpu."
-ROUNDS = 8
 APART = 100_000_007  # the streams of two candidates, so that no file of titles is as long; a seed has 32 bits
 
 
@@ -46,10 +46,8 @@ class _Work:
     """The tries at one prompt."""
 
     prompt: Prompt
-    turn: int = 0  # of ROUNDS
-    missing: int = 0  # tries of this turn that are not finished
+    missing: int  # tries that are not finished
     best: tuple[tuple, Written] | None = None  # with its place in the order of `_judged`
-    is_done: bool = False
 
 
 @dataclass
@@ -59,7 +57,10 @@ class _Try(Answer):
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes answers with `candidates` tries at each; without `claims` with a single one."""
+    """Writes answers with `candidates` tries at each; without `claims` with a single one.
+
+    With `claims` a word that nothing supports is taken back as soon as it stands there, unless it is `unchecked`.
+    """
 
     model: PreTrainedModel
     encoder: Encoder
@@ -67,11 +68,17 @@ class Writer:
     claims: Claims | None
     candidates: int = 1
     rows: int = 32  # tries that are written at once
+    unchecked: bool = False
 
     @property
     def tries(self) -> int:
         """At each answer."""
         return self.candidates if self.claims else 1
+
+    @property
+    def check(self) -> Check | None:
+        template = self.encoder.template
+        return Check(self.claims, self.encoder.tokenizer, template.stop) if self.claims and not self.unchecked else None
 
     @property
     def window(self) -> int:
@@ -82,8 +89,7 @@ class Writer:
         """The answers, in the order of `prompts`, which are taken as rows become free. A prompt that the model cannot
         see whole has none: `NOTHING`.
 
-        The first candidate is the answer that there is without others; among several it is the greedy one. Where all of
-        them state what nothing supports, as many are drawn again, `ROUNDS` times in all.
+        The first candidate is the answer that there is without others; among several it is the greedy one.
         """
         prompts, order, waiting = iter(prompts), deque[_Work](), deque[_Try]()
 
@@ -91,32 +97,29 @@ class Writer:
             while not waiting:
                 if (prompt := next(prompts, None)) is None:
                     return None
-                order.append(_Work(prompt))
-                if len(prompt.ids) < self.window:
-                    waiting.extend(self._tries(order[-1]))
-                else:
-                    order[-1].best, order[-1].is_done = ((), NOTHING), True
+                fits = len(prompt.ids) < self.window
+                order.append(_Work(prompt, self.tries) if fits else _Work(prompt, 0, ((), NOTHING)))
+                waiting.extend(self._tries(order[-1]) if fits else ())
             return waiting.popleft()
 
         for finished in self._finished(next_try, waiting):
             for answer in finished:
-                if self._takes(answer):
-                    waiting.extendleft(self._tries(answer.work))
-            while order and order[0].is_done:
+                self._take(answer)
+            while order and not order[0].missing:
                 yield order.popleft().best[1]
         yield from (work.best[1] for work in order)
 
     def _tries(self, work: _Work) -> list[_Try]:
-        """Those of its next turn, empty."""
-        ks = range(work.turn * self.tries, (work.turn + 1) * self.tries)
-        work.turn, work.missing = work.turn + 1, self.tries
+        """Empty ones."""
         number, greedy = work.prompt.number, self.tries > 1 and not work.prompt.drawn
-        return [_Try(work.prompt.ids, number + APART * k, greedy and k == 0, work=work) for k in ks]
+        return [_Try(work.prompt.ids, number + APART * k, greedy and k == 0, work=work) for k in range(self.tries)]
 
     def _finished(self, next_try, waiting: deque[_Try]) -> Iterator[list[_Try]]:
         """The tries as they end; where memory runs out, those in work begin again, half as many at once."""
         sampling = replace(self.sampling, greedy=False) if self.tries > 1 else self.sampling
         rule, rows = stop_rule(self.encoder.tokenizer, self.encoder.template.stop), self.rows
+        check = self.check
+        place = (lambda answer: check.first_unsupported(answer, answer.work.prompt.texts)) if check else None
         while True:
             in_work: dict[int, _Try] = {}
 
@@ -126,7 +129,7 @@ class Writer:
                 return answer
 
             try:
-                for answers in write(self.model, take, self.encoder.end_token, sampling, rows, rule):
+                for answers in write(self.model, take, self.encoder.end_token, sampling, rows, rule, place):
                     finished = [answer for answer, ended in answers if ended]
                     for answer in finished:
                         del in_work[id(answer)]
@@ -137,20 +140,17 @@ class Writer:
             torch.cuda.empty_cache()
             waiting.extendleft(_Try(a.prompt, a.number, a.greedy, work=a.work) for a in reversed(in_work.values()))
 
-    def _takes(self, answer: _Try) -> bool:
-        """Judge a try that has ended. Returns whether its prompt needs another turn."""
+    def _take(self, answer: _Try) -> None:
+        """Judge a try that has ended."""
         work, judged = answer.work, self._judged(answer, answer.work.prompt.texts)
         work.missing -= 1
         if work.best is None or judged[0] < work.best[0]:
             work.best = judged
-        again = not work.missing and self.tries > 1 and work.best[1].unsupported and work.turn < ROUNDS
-        work.is_done = not work.missing and not again
-        return bool(again)
 
     def _judged(self, answer: Answer, texts: list[str]) -> tuple[tuple, Written]:
         """First in order: the fewest unsupported claims, then the most facts of the title, then the likeliest."""
         text = decode(self.encoder.tokenizer, answer.ids, self.encoder.template.stop)
         unsupported = self.claims.unsupported(text, texts) if self.claims else []
         facts = len(repeated(text, texts[0])) if self.tries > 1 else 0  # of the title
-        order = len(unsupported), -facts, not answer.stopped, -answer.log_p, answer.number
+        order = len(unsupported), -facts, not answer.stopped, -sum(answer.log_ps), answer.number
         return order, Written(text, answer.stopped, unsupported)

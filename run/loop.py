@@ -161,19 +161,22 @@ class Loop:
         encoder, stop = writer.encoder, writer.encoder.template.stop
         text, rule = StableText(encoder.tokenizer, stop), stop_rule(encoder.tokenizer, stop)
         waiting, pieces = [Answer(prompt.ids, prompt.number)], []
+        check = writer.check
+        place = (lambda answer: check.first_unsupported(answer, prompt.texts)) if check else None
 
         def put(piece: str) -> None:
             pieces.append(piece)
             print(piece, end="", flush=True)
 
-        steps = write(
-            writer.model, lambda: waiting.pop() if waiting else None, encoder.end_token, writer.sampling, 1, rule
-        )
+        def next_answer() -> Answer | None:
+            return waiting.pop() if waiting else None
+
         done = 0
-        for ((answer, _),) in steps:
-            if len(answer.ids) > done:
-                put(text.feed(answer.ids[-1]))
-                done = len(answer.ids)
+        for ((answer, ended),) in write(writer.model, next_answer, encoder.end_token, writer.sampling, 1, rule, place):
+            settled = check.settled(answer) if check and not ended else len(answer.ids)
+            for token in answer.ids[done:settled]:
+                put(text.feed(token))
+            done = max(done, settled)
         put(text.rest())
         print()
         return "".join(pieces)

@@ -179,10 +179,10 @@ def writer(claims, monkeypatch):
     """A writer whose model says what `say(stream, greedy)` returns."""
 
     def made(say, tries):
-        def write(model, next_answer, end, sampling, rows, rule):
+        def write(model, next_answer, end, sampling, rows, rule, check):
             while answer := next_answer():
-                text, answer.log_p = say(answer.number, answer.greedy or sampling.greedy)
-                answer.ids, answer.stopped = [text], True
+                text, log_p = say(answer.number, answer.greedy or sampling.greedy)
+                answer.ids, answer.log_ps, answer.stopped = [text], [log_p], True
                 yield [(answer, True)]
 
         monkeypatch.setattr(candidates, "write", write)
@@ -226,16 +226,16 @@ def test_a_single_try_is_the_answer_as_it_was(writer):
     assert seen == [(7, True)] and texts(only.unsupported) == ["red"]
 
 
-def test_what_stays_unsupported_is_tried_again_and_no_longer(writer):
+def test_each_try_has_a_stream_of_its_own(writer):
     streams = []
 
     def say(stream, greedy):
         streams.append(stream)
-        return ("A blue mug." if stream == 5 + candidates.APART * 6 else "A red mug.", 0.0)
+        return ("A blue mug." if stream == 5 + candidates.APART * 2 else "A red mug.", 0.0)
 
     some = list(writer(say, 3).write([Prompt([1], ["Blue mug"], 5), Prompt([2], ["Red mug"], 6)]))
     assert [answer.text for answer in some] == ["A blue mug.", "A red mug."]
-    assert len(streams) == len(set(streams)) == 2 * 3 + 3 + 3  # the second is content with its first three
+    assert len(streams) == len(set(streams)) == 6
 
 
 def test_the_tokenizer_of_the_index_and_ours_agree(claims):
