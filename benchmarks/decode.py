@@ -24,7 +24,7 @@ import torch
 from shapes import SHAPES
 from transformers import AutoModelForCausalLM, GPT2Config, StoppingCriteria, StoppingCriteriaList
 
-from model.linear import use_few_rows
+from model.linear import pack
 from model.sample import Sampling, generate
 
 NEW, EVERY, END = 100, 40, 0
@@ -53,7 +53,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(config)
     model = model.eval().to(args.device)
     theirs = copy.deepcopy(model)  # as it comes
-    use_few_rows(model)
+    pack(model)
     draw = random.Random(0)
     vocabulary = model.config.vocab_size
 

@@ -66,7 +66,9 @@ class KeysValues:
             shared = heads // kv_heads
             key, value = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (key, value))
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-        where = self._every_row, slice(None), self._position
+        # A row alone is written in its last column, whose number the host knows.
+        alone = self.rows == 1
+        where = (0, slice(None), self._seen - 1) if alone else (self._every_row, slice(None), self._position)
         keys[where], values[where] = key[:, :, 0], value[:, :, 0]
         # Heads that share keys are so many queries of them: no key is copied.
         grouped = query.reshape(self.rows, kv_heads, heads // kv_heads, -1)

@@ -1,11 +1,12 @@
-"""Matrix products on a CPU that Intel did not make, where MKL, to which torch hands them, is slow. In fp32.
+"""Matrix products on a CPU by oneDNN, where MKL, to which torch hands them, is slow. In fp32.
 
-Of many rows, in training: MKL leaves AVX-512 aside, and oneDNN, to which convolutions go, uses it: twice the FLOP/s on
-a Zen 5. So the linear layers of a model and the head in the loss compute their three products, forward and backward, as
-convolutions with a 1 x 1 kernel over the tokens.
+Of many rows, in training, on a CPU that Intel did not make: MKL leaves AVX-512 aside, and oneDNN, to which convolutions
+go, uses it: twice the FLOP/s on a Zen 5. So the linear layers of a model and the head in the loss compute their three
+products, forward and backward, as convolutions with a 1 x 1 kernel over the tokens.
 
-Of a few rows, when answers are written: the same product from the other side, W x' instead of x W', reads the weights
-at twice the speed, for two columns as for one. Its W must lie row by row, which those of a Conv1D do not.
+Of a few rows, when answers are written: weights that do not change any more can be laid out once in the blocks in which
+oneDNN reads them, as torch's own compiler does when it freezes a model. A product of one row then takes as long as
+reading the weights, and one of sixteen half as long again; MKL takes three and five times as long (docs/LOG.md).
 """
 
 import os
@@ -24,7 +25,9 @@ FEWEST_ROWS = 256  # below, oneDNN has too little to share out among the threads
 # Of a matrix; below, the kernel that oneDNN compiles for each new shape costs what it saves. Those kernels, half a
 # megabyte each, also come to lie among blocks that a step frees, which then no longer join: the process grows.
 FEWEST_WEIGHTS = 2**19
-FEW_ROWS = 32  # up to so many the product from the other side is faster
+# Of packed weights: up to MOST_ROWS at once, above SHAPES_APART in multiples of it, since each new number of rows takes
+# 7 ms and 0.7 MB for a kernel of its own.
+MOST_ROWS, SHAPES_APART = 256, 32
 SUMMED_ROWS = 16  # its kernel for a product that sums over the rows is four times slower when they are no multiple
 
 
@@ -128,38 +131,47 @@ def use_onednn(model: nn.Module) -> None:
             module.__class__ = OneDnnConv1D
 
 
-def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """`x` (..., in) times the transpose of `weight` (out, in), plus `bias`, from the other side; None where that is not
-    the faster way."""
+def packed(weight: Tensor) -> Tensor | None:
+    """A second copy of `weight` (out, in), laid out in the blocks in which oneDNN reads it; None where it has none."""
+    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), MOST_ROWS) if fits else None
+
+
+def by_packed(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """`x` (..., in) times the transpose of a `packed` weight, plus `bias` -> (..., out), without gradients; None where
+    that is not the way: of many rows, in half precision, and without such a weight."""
     rows = x.reshape(-1, x.shape[-1])
-    fp32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    if len(rows) > FEW_ROWS or x.device.type != "cpu" or not fp32:
+    plain = x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled()
+    if weight is None or plain or len(rows) > MOST_ROWS:
         return None
-    columns = rows.expand(max(2, len(rows)), -1).contiguous().T  # one alone would be MKL's product with a vector
-    y = torch.mm(weight, columns)[:, : len(rows)].T
-    return (y.contiguous() if bias is None else y + bias).view(*x.shape[:-1], -1)
+    count = len(rows)
+    if count > SHAPES_APART and (more := -count % SHAPES_APART):
+        rows = F.pad(rows, (0, 0, 0, more))
+    y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return y[:count].view(*x.shape[:-1], -1)
 
 
-class FewRowsLinear(nn.Linear):
+class PackedLinear(nn.Linear):
+    packed: Tensor | None
+
     def forward(self, x: Tensor) -> Tensor:
-        y = few_rows(x, self.weight, self.bias)
+        y = by_packed(x, self.packed, self.bias)
         return super().forward(x) if y is None else y
 
 
-class FewRowsConv1D(Conv1D):
+class PackedConv1D(Conv1D):
+    packed: Tensor | None
+
     def forward(self, x: Tensor) -> Tensor:
-        y = few_rows(x, self.weight.T, self.bias)
+        y = by_packed(x, self.packed, self.bias)
         return super().forward(x) if y is None else y
 
 
-def use_few_rows(model: nn.Module) -> None:
-    """For a model that writes answers: its layers compute the products of a few rows by `few_rows`, if that is faster
-    here. Names, shapes and what is saved stay as they are; the weights of a Conv1D are laid out the other way round."""
-    if not is_amd():
-        return
+def pack(model: nn.Module) -> None:
+    """For a model on a CPU that writes answers and is not trained any more: every `nn.Linear` and `Conv1D` keeps its
+    weights a second time, `packed`. Names, weights and what is saved stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = FewRowsLinear
+            module.__class__, module.packed = PackedLinear, packed(module.weight)
         elif type(module) is Conv1D:
-            module.__class__ = FewRowsConv1D
-            module.weight.data = module.weight.data.T.contiguous().T  # type: ignore[operator]  # a Tensor
+            module.__class__, module.packed = PackedConv1D, packed(module.weight.T)

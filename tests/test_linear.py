@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_gpt2
 from torch.nn.functional import linear as torch_linear
+from transformers.pytorch_utils import Conv1D
 
 from model import linear as ours
 from model.attention import use_flat_attention
@@ -86,25 +87,54 @@ def test_a_processor_that_gains_nothing_keeps_its_layers(monkeypatch):
     assert not any(isinstance(m, (ours.OneDnnConv1D, ours.OneDnnLinear)) for m in model.modules())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 32, 33])
+@pytest.mark.parametrize("rows", [1, 2, 31, 32, 33, 100, 256])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_few_rows_from_the_other_side_are_the_same(rows, with_bias):
+@pytest.mark.parametrize("stored", ["out, in", "in, out"])
+def test_a_product_with_packed_weights_is_the_same(rows, with_bias, stored):
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(1, rows, 24), torch.randn(40, 24), torch.randn(40) if with_bias else None
-    found = ours.few_rows(x, weight, bias)
-    assert (found is None) == (rows > ours.FEW_ROWS)
-    if found is not None:
+    weight = torch.randn(40, 24) if stored == "out, in" else torch.randn(24, 40).T
+    x, bias = torch.randn(1, rows, 24), torch.randn(40) if with_bias else None
+    with torch.no_grad():
+        found = ours.by_packed(x, ours.packed(weight), bias)
+        assert found is not None
         torch.testing.assert_close(found, torch_linear(x, weight, bias))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours.few_rows(x, weight, bias) is None
-    assert ours.few_rows(x.bfloat16(), weight.bfloat16(), None) is None
 
 
-def test_a_model_that_is_asked_keeps_names_weights_and_answers(monkeypatch):
-    monkeypatch.setattr(ours, "is_amd", lambda: True)
+def test_what_packed_weights_are_not_for():
+    x, weight = torch.randn(3, 24), torch.randn(40, 24)
+    layout = ours.packed(weight)
+    assert ours.by_packed(x, layout, None) is None  # a gradient may be wanted, and it has none
+    with torch.no_grad():
+        assert ours.by_packed(x, layout, None) is not None
+        assert ours.by_packed(x, None, None) is None and ours.packed(weight.bfloat16()) is None
+        assert ours.by_packed(torch.randn(ours.MOST_ROWS + 1, 24), layout, None) is None
+        assert ours.by_packed(x.bfloat16(), layout, None) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ours.by_packed(x, layout, None) is None
+
+
+def test_many_prompts_need_few_kernels(monkeypatch):
+    """Each number of rows that oneDNN sees for the first time costs time and memory."""
+    seen, product = set(), torch.ops.mkldnn._linear_pointwise
+
+    def counted(x, *others):
+        seen.add(len(x))
+        return product(x, *others)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    layout = ours.packed(torch.randn(40, 24))
+    with torch.no_grad():
+        for rows in range(33, ours.MOST_ROWS + 1):
+            assert ours.by_packed(torch.randn(rows, 24), layout, None).shape == (rows, 40)
+    assert seen == set(range(64, ours.MOST_ROWS + 1, ours.SHAPES_APART))
+
+
+def test_a_model_that_is_asked_keeps_names_weights_and_answers():
     model, ids = tiny_gpt2(), torch.arange(5, 12)[None]
     before, logits = {name: value.clone() for name, value in model.state_dict().items()}, model(ids).logits
-    ours.use_few_rows(model)
-    assert isinstance(model.lm_head, ours.FewRowsLinear)
+    ours.pack(model)
+    assert isinstance(model.lm_head, ours.PackedLinear) and isinstance(model.transformer.h[0].attn.c_attn, Conv1D)
+    assert list(model.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(model(ids).logits, logits)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, logits)
