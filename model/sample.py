@@ -69,7 +69,7 @@ def generate(
     return answers
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def write(
     model: PreTrainedModel,
     next_answer: Callable[[], Kind | None],
