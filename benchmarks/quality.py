@@ -290,10 +290,20 @@ class Clock:
     """The processor's time after each step of whatever optimizer there is in this process."""
 
     def __init__(self):
-        from torch.optim.optimizer import register_optimizer_step_post_hook
+        from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
         self.times: list[float] = []
-        register_optimizer_step_post_hook(lambda *_: self.times.append(time.process_time()))
+        self._within = 0  # steps that have begun: Muon's step takes AdamW's, and the hooks are called for both
+        register_optimizer_step_pre_hook(self._begins)
+        register_optimizer_step_post_hook(self._ends)
+
+    def _begins(self, *_) -> None:
+        self._within += 1
+
+    def _ends(self, *_) -> None:
+        self._within -= 1
+        if not self._within:
+            self.times.append(time.process_time())
 
     def step_seconds(self, steps: int) -> float:
         """Mean of the last `steps` but the first of them."""

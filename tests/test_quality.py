@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # behind the root, whose data_prep.py
 import peers
 import quality
 
+from model.muon import Muon
 from text.batch import Encoder
 from text.stream import RecordFile
 from text.template import QA
@@ -147,6 +148,18 @@ def test_a_step_is_timed_from_the_end_of_the_one_before():
     clock = quality.Clock()
     clock.times = [0.0, 1.0, 100.0, 102.0, 106.0]  # two steps came before, as of a plan that measures
     assert clock.step_seconds(3) == 3.0
+
+
+def test_a_step_of_muon_is_one_step():
+    """It takes AdamW's within its own, and torch calls the hooks of both once there was an AdamW."""
+    matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,)))
+    groups = [{"params": [matrix], "weight_decay": 0.0}, {"params": [vector], "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=1.0)
+    optimizer, clock = Muon(groups, [matrix], lr=1.0), quality.Clock()
+    for _ in range(3):
+        matrix.grad, vector.grad = torch.ones(2, 3), torch.ones(3)
+        optimizer.step()
+    assert len(clock.times) == 3
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--only", "theirs"), ("--steps", "1"), ("--model", "nowhere")])
