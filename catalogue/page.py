@@ -5,6 +5,7 @@ import html
 from catalogue.fields import printable
 
 COLOURS = {"#2f6db5": "blue", "#d9822b": "warm", "#1d2733": "ink", "#66727f": "soft"}  # of the style, by their names
+SHORT = 16  # characters of a cell that is never broken
 STYLE = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#66727f;--line:#e3e8ed;--paper:#fff;--blue:#2f6db5;--warm:#d9822b;
 --ground:#f4f6f8;--hit:#d8ebff;--miss:#ffe0bd}
@@ -39,7 +40,10 @@ padding:10px 12px;font-size:14px;overflow-wrap:anywhere;max-height:320px;overflo
 border:1px solid var(--line);border-radius:3px}.tokens .hit{border-color:var(--blue)}
 .checks{margin:12px 0 0;padding:0;list-style:none;color:var(--soft);font-size:14px}
 summary{cursor:pointer;color:var(--blue);margin-bottom:12px}
-@media(max-width:700px){main{padding:24px 12px}section{padding:16px}.curves{grid-template-columns:1fr}}
+td.short{white-space:nowrap}
+@media(max-width:700px){main{padding:24px 12px}section{padding:16px}.curves{grid-template-columns:1fr}
+.tiles div{padding:14px}.tiles b{font-size:22px}.wide table{font-size:13px}.wide td,.wide th{padding:6px 4px}
+.wide td:nth-child(n+2){min-width:0}td.bar{width:30%;min-width:60px}}
 """
 
 
@@ -64,10 +68,11 @@ def tiles_of(tiles: list[tuple[str, str]]) -> str:
 
 
 def table_of(rows: list[list[str]], head: list[str] | None = None) -> str:
-    """Cells of plain text."""
+    """Cells of plain text. What is as short as a number or a shape keeps to one line; a narrow screen scrolls."""
     heading = f"<tr>{''.join(f'<th>{as_text(cell)}</th>' for cell in head)}</tr>" if head else ""
-    lines = (f"<tr>{''.join(f'<td>{as_text(cell)}</td>' for cell in cells)}</tr>" for cells in rows)
-    return f'<div class="wide"><table>{heading}{"".join(lines)}</table></div>'
+    short = ' class="short"'
+    lines = ("".join(f"<td{short * (len(cell) <= SHORT)}>{as_text(cell)}</td>" for cell in cells) for cells in rows)
+    return f'<div class="wide"><table>{heading}{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
 def bars(counted: list[tuple[str, int]]) -> str:

@@ -44,7 +44,13 @@ def main() -> None:
 
 def pictures() -> dict[str, str]:
     """Each picture by the name of its file."""
-    return {"flat.svg": flat(), "supervised.svg": supervised(), "schedule.svg": schedule(), "checkpoint.svg": life()}
+    return {
+        "flat.svg": flat(),
+        "supervised.svg": supervised(),
+        "schedule.svg": schedule(),
+        "attention.svg": attention(),
+        "checkpoint.svg": life(),
+    }
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
@@ -207,6 +213,55 @@ def schedule() -> str:
         text((left + right) / 2, bottom + 40, "optimizer step, counted from 1 as on the screen", "middle", FAINT, SMALL)
     )
     return svg(bottom + 56, "The learning rate, step by step", parts)
+
+
+def attention() -> str:
+    """Two records end to end: which token may look at which, and the grid on which it is so without a mask."""
+    records, cell, top = ["abc", "de"], 30, 84
+    tokens = [(n, i, token) for n, record in enumerate(records) for i, token in enumerate(record)]
+    longest, mono = max(map(len, records)), f'{MONO} font-size="13"'
+    parts = [text(20, 30, "What a token may look at", more=BOLD)]
+    parts.append(text(20, 50, "a line looks at the columns in colour", colour=FAINT, more=SMALL))
+    left = 56
+    for line, (record, place, token) in enumerate(tokens):
+        y = top + line * cell
+        parts.append(text(left - 14, y + 20, token, "middle", more=mono))
+        parts.append(text(left + line * cell + cell / 2, top - 8, token, "middle", more=mono))
+        for column, (other, before, _) in enumerate(tokens):
+            colour = (ANSWER, NEW)[record] if record == other and before <= place else PADDING
+            parts.append(box(left + column * cell, y, cell, cell, colour, LINE))
+
+    left = 290
+    parts.append(text(left, 30, "The grid: a line for each record", more=BOLD))
+    parts.append(text(left, 50, "laid out for attention alone, then end to end again", colour=FAINT, more=SMALL))
+    for n, record in enumerate(records):
+        for i in range(longest):
+            x, y = left + i * 46, top + n * 46
+            parts.append(box(x, y, 42, 42, (ANSWER, NEW)[n] if i < len(record) else PADDING, LINE))
+            ink = GROUND if i < len(record) else FAINT
+            parts.append(text(x + 21, y + 26, record[i] if i < len(record) else "0", "middle", ink, mono))
+
+    left, cell = 640, 24
+    parts.append(text(left, 30, "Each line by itself, causal", more=BOLD))
+    parts.append(text(left, 50, "to the left and itself, nothing else", colour=FAINT, more=SMALL))
+    for n, record in enumerate(records):
+        x = left + n * 128
+        filled = record.ljust(longest, "0")
+        for i in range(longest):
+            parts.append(
+                text(x - 10, top + i * cell + 17, filled[i], "middle", FAINT if filled[i] == "0" else INK, mono)
+            )
+            parts.append(text(x + i * cell + 12, top - 8, filled[i], "middle", more=mono))
+            for j in range(longest):
+                seen = j <= i and i < len(record)
+                parts.append(box(x + j * cell, top + i * cell, cell, cell, (ANSWER, NEW)[n] if seen else PADDING, LINE))
+    for i, words in enumerate(
+        ["No real token reaches the 0: it stands to the", "right. What its own line gives is left out."]
+    ):
+        parts.append(text(left - 16, top + 98 + 18 * i, words, colour=FAINT, more=SMALL))
+    parts.append(text(290, top + 120, "Causal attention on this grid allows just the", colour=FAINT, more=SMALL))
+    parts.append(text(290, top + 138, "coloured cells on the left. So no mask is made.", colour=FAINT, more=SMALL))
+    return svg(top + 5 * 30 + 20, "Attention within each record", parts)
 
 
 def life() -> str:

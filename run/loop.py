@@ -1,11 +1,13 @@
 """The interactive loop of generate.py: a title or a question in, an answer out; and commands that begin with /."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 
 from catalogue.clean import clean
 from model.adapter import is_adapter, load_adapter
@@ -81,7 +83,7 @@ class Loop:
         for number, folder in enumerate(self.adapters, start=1):
             print(f"/{number}  {folder}", file=sys.stderr)
         try:
-            while (line := plain(ask(self.said["ask"]))).lower() not in LEAVE:
+            while (line := plain(ask(self.said["ask"]))).lower().removeprefix("/") not in LEAVE:
                 try:
                     if line.startswith("/"):
                         self.command(*line.partition(" ")[::2])
@@ -103,7 +105,7 @@ class Loop:
             name, value = "/adapter", name[1:]
         match name:
             case "/help":
-                self.say("help")
+                print(folded(self.said["help"], shutil.get_terminal_size().columns), file=sys.stderr)
             case "/again" | "/before" if self.last is None and not value:
                 self.say("nothing")
             case "/again" if self.writer.sampling.greedy and self.writer.tries == 1:
@@ -267,6 +269,15 @@ class Loop:
             0 if sampling.greedy else f"{sampling.temperature:g}",
             self.writer.tries,
         )
+
+
+def folded(text: str, width: int) -> str:
+    """Lines that are too long for the terminal go on below their second column, and break between words."""
+    indent = " " * (21 if width >= 50 else 4)
+    return "\n".join(
+        fill(line, width - 1, subsequent_indent=indent if line[:1] == " " else "", break_on_hyphens=False)
+        for line in text.split("\n")
+    )
 
 
 def adapter_folder(name: str, output_dir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unicodedata
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
@@ -13,6 +14,7 @@ from test_lessons import LESSONS, module_of
 from lessons import lesson
 
 DOCUMENTS = sorted([*ROOT.glob("*.pt-BR.md"), *ROOT.glob("docs/*.pt-BR.md")])
+GLOSSARY = ROOT / "docs" / "GLOSSARY.pt-BR.md"
 TEXTS = [ROOT / "lessons" / "pt" / f"{file.stem}.md" for file in LESSONS]
 WIDTH = 80  # of a terminal
 # The words of all translations. The English one stands behind the first use, in brackets, and nowhere else.
@@ -99,7 +101,7 @@ def first_difference(one: list, other: list):
 
 
 def test_what_is_to_be_in_portuguese_is():
-    assert {path.name for path in DOCUMENTS} == {"README.pt-BR.md", "WALKTHROUGH.pt-BR.md"}
+    assert {path.name for path in DOCUMENTS} == {"README.pt-BR.md", "GLOSSARY.pt-BR.md", "WALKTHROUGH.pt-BR.md"}
     assert sorted((ROOT / "lessons" / "pt").iterdir()) == TEXTS
 
 
@@ -140,7 +142,29 @@ def test_a_lesson_in_portuguese_names_the_same_code_and_fits_into_a_terminal(pat
     assert max(map(len, re.sub(r"\{[^}]*\}", "1.2345", portuguese).split("\n"))) <= WIDTH
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *TEXTS], ids=lambda path: path.name)
+def words(text: str) -> list[tuple[str, str]]:
+    """The rows of a glossary: the word, and where it is."""
+    return re.findall(r"^\| (.+?) \| .+? \| (.+?) \|$", text, re.MULTILINE)[1:]
+
+
+def test_the_glossary_has_each_word_once_in_the_order_of_its_language_with_the_english_name():
+    names, places = {}, {}
+    for word, where in words(read(GLOSSARY)):
+        name, _, english = word.removesuffix(")").partition(" (")
+        names[name], places[english or name] = english or name, where
+    assert places == dict(words(read(english_of(GLOSSARY))))
+    plain = [unicodedata.normalize("NFD", name.casefold()).encode("ascii", "ignore") for name in names]
+    assert plain == sorted(plain)
+    single = {  # `cabeça, cabeça da saída` are `head, output head`
+        one: other
+        for name, english in names.items()
+        for one, other in zip(name.split(", "), english.split(", "), strict=True)
+    }
+    assert {term: single[term] for term in TERMS if term in single} == {t: e for t, e in TERMS.items() if t in single}
+    assert set(TERMS) - set(single) == {"laço", "meia precisão"}  # everyday words
+
+
+@pytest.mark.parametrize("path", [*(p for p in DOCUMENTS if p != GLOSSARY), *TEXTS], ids=lambda path: path.name)
 def test_a_term_has_one_name_and_its_english_one_once(path):
     said = " ".join(prose(re.sub(r"^#.*|\A\d+\..*", "", read(path), flags=re.MULTILINE)).split())
     for term, english in sorted(TERMS.items(), key=lambda item: -len(item[0])):  # `lote achatado` before `lote`

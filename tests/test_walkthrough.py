@@ -86,7 +86,8 @@ def test_pictures_are_what_the_script_draws_and_are_shown(draw):
     there = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "pictures").glob("*")}
     assert there == drawn, "draw them anew: python docs/draw.py"
     shown = re.findall(r"!\[[^]]+\]\(pictures/([^)]+)\)", PAGE)
-    assert shown == ["supervised.svg", "flat.svg", "schedule.svg", "checkpoint.svg"] and set(shown) == set(drawn)
+    in_order = ["supervised.svg", "flat.svg", "schedule.svg", "attention.svg", "checkpoint.svg"]
+    assert shown == in_order and set(shown) == set(drawn)
 
 
 @pytest.mark.slow
