@@ -34,7 +34,8 @@ class KnownFacts:
             self.not_a_name |= words - brand
             said_otherwise |= {word for word in words if not here.has_word(word)}
         # "Cobre" is copper, and "it covers": a value that a description says where it is no fact cannot be counted.
-        self.values = {value for value in self.values if not set(map(folded, value.split())) & said_otherwise}
+        # Of "size M" one word is said anywhere, and the other tells.
+        self.values = {value for value in self.values if not set(map(folded, value.split())) <= said_otherwise}
         self.not_a_name -= self.brands
 
     def knows(self, record: Record) -> bool:

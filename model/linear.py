@@ -174,4 +174,4 @@ def pack(model: nn.Module) -> None:
         if type(module) is nn.Linear:
             module.__class__, module.packed = PackedLinear, packed(module.weight)
         elif type(module) is Conv1D:
-            module.__class__, module.packed = PackedConv1D, packed(module.weight.T)
+            module.__class__, module.packed = PackedConv1D, packed(module.weight.T)  # type: ignore[arg-type]  # a Tensor

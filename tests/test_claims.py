@@ -167,6 +167,13 @@ def test_the_known_facts_say_the_same_without_knowing_it(claims):
     (cut,) = known.cut_down(RECORDS[:1])
     assert cut["title"] == "mug" and "blue" in cut["attributes"].values() and "kind" not in cut["attributes"]
     assert all(known.facts_said(cut, RECORDS[0]["content"])) and not any(known.facts_said(cut, "A lamp."))
+    sized = [{"uid": "s", "title": "shirt size M", "content": "A shirt of size M."}]
+    other = [{"uid": "o", "title": "shirt", "content": "A shirt for people of any size."}]
+    facts = {r["uid"]: {"title": r["title"], "facts": {"kind": "shirt"}} for r in (*sized, *other)}
+    facts["s"]["facts"]["size"] = "size M"
+    shirts = KnownFacts(facts, [*sized, *other])
+    assert shirts.inventions({"title": "shirt"}, "A shirt of size M.") == ["size M"]  # "size" alone tells nothing
+    assert shirts.inventions({"title": "shirt"}, "A shirt of any size.") == []
     attributes = {"colour": "red", "brand": "Kelbra", "size": "0,35 l"}
     assert known.inventions({"title": "mug", "attributes": attributes}, "This red mug from Kelbra holds 350 ml.") == []
 
