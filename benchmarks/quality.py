@@ -2,14 +2,14 @@
 
     python benchmarks/quality.py                            about a quarter of an hour on one idle core
     python benchmarks/quality.py --catalogues gift --steps 20 --minutes 0.2
-    python benchmarks/quality.py --lr 5e-5 --seeds 3
+    python benchmarks/quality.py --lr 1e-3 --seeds 3
 
     notebook   transformers.Trainer as the notebook had it: everything padded to 256 tokens, records of more dropped,
                loss on the prompt too, no end token, dropout 0.1, a learning rate of 5e-5
     fair       the same Trainer made fair: padded to the longest of the batch, longer records cut at a sentence's end,
                loss on the answer and an end token, dropout 0, and the rate, warm-up and order of ours. A step is the
                computation of `ours` (tests/test_parity.py); ours asks for a fifth of the records by a question
-    ours       python train.py --model FOLDER --data FOLDER --lr 1e-3
+    ours       python train.py --model FOLDER --data FOLDER --lr 2e-3
     muon       the same with --optim muon, which the Trainer does not have
 
 All begin with the same weights: no DistilGPT-2 can be had without a download, so a GPT-2 of pocket's shape is trained
@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=24, help="for equal records, of 16 each [24]")
     parser.add_argument("--minutes", type=float, help="for equal minutes; default: what the notebook's --steps take")
     parser.add_argument("--rounds", type=int, default=1, help="in which all are timed in turns; medians count [1]")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak, of all but the notebook's recipe [1e-3]")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak, of all but the notebook's recipe [2e-3]")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each: other orders, other dropout [1]")
     parser.add_argument("--held_out", type=int, default=60, help="records that are measured on, at most [60]")
     parser.add_argument("--model", type=Path, help="the weights that all begin with, a folder; default: trained here")

@@ -83,7 +83,7 @@ class Loop:
         for number, folder in enumerate(self.adapters, start=1):
             print(f"/{number}  {folder}", file=sys.stderr)
         try:
-            while (line := plain(ask(self.said["ask"]))).lower().removeprefix("/") not in LEAVE:
+            while (line := plain(ask(self.said["ask"]))).lower().strip() not in LEAVE:
                 try:
                     if line.startswith("/"):
                         self.command(*line.partition(" ")[::2])
@@ -105,7 +105,7 @@ class Loop:
             name, value = "/adapter", name[1:]
         match name:
             case "/help":
-                print(folded(self.said["help"], shutil.get_terminal_size().columns), file=sys.stderr)
+                print(wrapped(self.said["help"], shutil.get_terminal_size().columns), file=sys.stderr)
             case "/again" | "/before" if self.last is None and not value:
                 self.say("nothing")
             case "/again" if self.writer.sampling.greedy and self.writer.tries == 1:
@@ -271,7 +271,7 @@ class Loop:
         )
 
 
-def folded(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
     """Lines that are too long for the terminal go on below their second column, and break between words."""
     indent = " " * (21 if width >= 50 else 4)
     return "\n".join(

@@ -12,6 +12,7 @@ from conftest import ROOT, script
 import generate
 from catalogue.index import write_catalogue
 from run.cli import UsageError
+from run.loop import wrapped
 from run.sayings import SAID, language
 
 
@@ -53,6 +54,23 @@ def test_the_language_is_the_system_s(monkeypatch, name, speech):
 def test_an_unknown_command_suggests_the_nearest(typed):
     _, said = typed(["/bfore", "/help", "/zzz"], "--lang", "pt")
     assert "/bfore não é um comando; did you mean /before?" in said and "/candidates N" in said and "/zzz" in said
+
+
+@pytest.mark.parametrize("speech", SAID)
+@pytest.mark.parametrize("width", [24, 40, 60, 100])
+def test_help_fits_the_terminal_and_loses_no_word(speech, width):
+    text = SAID[speech]["help"]
+    lines = wrapped(text, width).split("\n")
+    assert " ".join(lines).split() == text.split() and max(map(len, lines)) < width
+    assert width < 100 or lines == text.split("\n")
+
+
+@pytest.mark.parametrize("line", ["quit", "sair", "exit", "/quit", "/exit"])
+def test_every_way_out_leaves(run, monkeypatch, line):
+    asked = iter([line])  # a second question would end in StopIteration
+    monkeypatch.setattr("builtins.input", lambda prompt: next(asked))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert generate.main(generate.parse(["--run", str(run), "--device", "cpu"])) == 0
 
 
 def test_before_and_again_and_what_they_need(typed):
