@@ -4,7 +4,7 @@
 
 Prints the numbers that train.py logs, for the same records in the same order:
 
-    python train.py --max_steps 20 --logging_steps 1 --question_share 0 --context_share 0 --optim adamw
+    python train.py --model pocket --max_steps 20 --logging_steps 1 --question_share 0 --context_share 0 --optim adamw
 """
 
 import math
