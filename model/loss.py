@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from model.attention import Segments, use_flat_attention
-from model.cross_entropy import CHUNK_ROWS, linear_cross_entropy
+from model.cross_entropy import linear_cross_entropy
 from model.errors import UnsupportedModel
 
 ABOUT_PRECISION = (
@@ -49,26 +49,11 @@ def summed_loss(model: PreTrainedModel, batch, device_type: str = "") -> Tensor:
 
 def flat_hidden(model: PreTrainedModel, batch) -> Tensor:
     """The last hidden states of a flat micro-batch, (T, d)."""
-    room = room_for_the_head(model, batch)
     segments = Segments(batch.slot, len(batch.lengths), max(batch.lengths))
     output = model.base_model(
         input_ids=batch.ids[None], position_ids=batch.position_ids[None], segments=segments, use_cache=False
     )
-    del room
     return output.last_hidden_state.squeeze(0)
-
-
-def room_for_the_head(model: PreTrainedModel, batch) -> list[Tensor]:
-    """On a CPU, blocks of the sizes that the head's gradient and its logits will have, to be held during the forward.
-
-    These two are the largest of a step, and are made when nearly all else is held. Where the forward has broken up the
-    place that they had in the step before, the process grows by as much (docs/LOG.md, "A process that grows").
-    """
-    head = model.get_output_embeddings().weight
-    if head.device.type != "cpu" or not torch.is_grad_enabled():
-        return []
-    sizes = [head.numel()] * head.requires_grad + [len(head) * min(CHUNK_ROWS["cpu"], len(batch.rows))]
-    return [torch.empty(size, dtype=torch.float32) for size in sizes]
 
 
 @torch.no_grad()
