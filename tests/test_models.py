@@ -351,10 +351,11 @@ def test_a_base_that_cannot_be_had_ends_a_comparison_before_any_training(tmp_pat
 
 # -- recipes ----------------------------------------------------------------------------------------------------------
 
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 KINDS = {"distilgpt2": "gpt2", "tinyllama": "llama", "mistral": "mistral", "qwen2.5": "qwen2", "bert": "bert"}
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", [p for p in RECIPES if p.stem != "second-catalogue"], ids=lambda path: path.stem)
 def test_each_recipe_is_understood_and_can_be_planned(tmp_path, data, train, capsys, recipe):
     """With a tiny model of the same kind in the place of the one that it names."""
     about = recipe.read_text(encoding="utf-8")
@@ -366,6 +367,16 @@ def test_each_recipe_is_understood_and_can_be_planned(tmp_path, data, train, cap
     named = read_recipe(recipe)
     assert {"model_name_or_path", "max_length", "learning_rate"} <= set(named)
     assert named.get("template", "qa") in ("qa", "inst", "chat", "hf")
+
+
+def test_the_recipe_of_a_second_catalogue_goes_on_from_a_run_with_older_records_beside(tmp_path, data, train):
+    recipe = ROOT / "recipes" / "second-catalogue.toml"
+    assert train("--model", "pocket", "--run_name", "first", "--max_steps", 1) == 0
+    first = tmp_path / "runs" / "first" / "final"
+    assert train("--recipe", recipe, "--model", first, "--replay", data, "--run_name", "second", "--max_steps", 2) == 0
+    text = (tmp_path / "runs" / "second" / "train_config.json").read_text(encoding="utf-8")
+    config = json.loads(text)["options"]
+    assert (config["optim"], config["replay"], config["replay_share"]) == ("muon", str(data), 0.1)
 
 
 # -- real weights -----------------------------------------------------------------------------------------------------
