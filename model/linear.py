@@ -131,18 +131,22 @@ def use_onednn(model: nn.Module) -> None:
             module.__class__ = OneDnnConv1D
 
 
-def packed(weight: Tensor) -> Tensor | None:
+def packing_helps(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def laid_out(weight: Tensor) -> Tensor | None:
     """A second copy of `weight` (out, in), laid out in the blocks in which oneDNN reads it; None where it has none."""
-    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    fits = packing_helps(weight.device, weight.dtype)
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), MOST_ROWS) if fits else None
 
 
 def by_packed(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """`x` (..., in) times the transpose of a `packed` weight, plus `bias` -> (..., out), without gradients; None where
-    that is not the way: of many rows, in half precision, and without such a weight."""
+    """`x` (..., in) times the transpose of a weight that is `laid_out`, plus `bias` -> (..., out), without gradients;
+    None where that is not the way: of many rows, in half precision, and without such a weight."""
     rows = x.reshape(-1, x.shape[-1])
-    plain = x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled()
-    if weight is None or plain or len(rows) > MOST_ROWS:
+    is_other = x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled()
+    if weight is None or is_other or len(rows) > MOST_ROWS:
         return None
     count = len(rows)
     if count > SHAPES_APART and (more := -count % SHAPES_APART):
@@ -169,9 +173,9 @@ class PackedConv1D(Conv1D):
 
 def pack(model: nn.Module) -> None:
     """For a model on a CPU that writes answers and is not trained any more: every `nn.Linear` and `Conv1D` keeps its
-    weights a second time, `packed`. Names, weights and what is saved stay as they are."""
+    weights a second time, `laid_out`. Names, weights and what is saved stay as they are."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__, module.packed = PackedLinear, packed(module.weight)
+            module.__class__, module.packed = PackedLinear, laid_out(module.weight)
         elif type(module) is Conv1D:
-            module.__class__, module.packed = PackedConv1D, packed(module.weight.T)  # type: ignore[arg-type]  # a Tensor
+            module.__class__, module.packed = PackedConv1D, laid_out(module.weight.T)  # type: ignore[arg-type]  # a Tensor

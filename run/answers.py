@@ -124,6 +124,8 @@ class Answers:
         whole, _, torn = self.part.read_bytes().rpartition(b"\n")
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
+            if not all(isinstance(line, dict) for line in lines):
+                raise ValueError("a line is no object")
         except ValueError:
             raise UsageError(f"{self.part} is damaged: remove it, or name another --out.") from None
         if torn:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from model.adapter import adapter_base, is_adapter
 from model.half import cast_norms_once, halve, norms_in_fp32
-from model.linear import pack
+from model.linear import pack, packing_helps
 from model.load import context_length, shape_of, stored_precision
 from run.device import EnvironmentFault, Machine, pick_machine
 from run.folders import read_run
@@ -95,7 +95,10 @@ def load_to_ask(
         least = size(need.weights + need.for_each_answer)
         raise OutOfMemory(f"{source} takes {least} in {half}, and {size(free)} can be used. Close other programs.")
     # A second copy of the weights, from which answers are written two to three times as fast, where there is room.
-    packs = machine.device.type == "cpu" and replace(need, weights=2 * need.weights).answers(free) >= at_once
+    packs = (
+        packing_helps(machine.device, machine.dtype)
+        and replace(need, weights=2 * need.weights).answers(free) >= at_once
+    )
     takes = (
         f"{size(need.weights * (1 + packs))} of weights, {size(need.for_each_answer * at_once)} for {at_once} at a time"
     )

@@ -88,10 +88,15 @@ def underscored(arg: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that is most like it, "" when none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean NEAREST?`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 def number(kind: type, least: float, most: float) -> Callable[[str], float]:
@@ -112,15 +117,31 @@ def number(kind: type, least: float, most: float) -> Callable[[str], float]:
 integer, real = partial(number, int, most=MOST), partial(number, float, most=MOST)
 
 
-def path(text: str) -> Path:
-    """For `add_argument(type=)`: "" is no path, though to `Path` it is the folder one is in, as with an unset $NAME."""
+def as_path(text: str) -> Path:
+    """A path from outside; "" is none, though to `Path` it is the folder one is in, as with an unset $NAME. Raises
+    `UsageError`."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty.")
+        raise UsageError("it is empty.")
     try:
-        Path(text).exists()
-    except (OSError, ValueError) as error:  # too long, a NUL in it
-        raise argparse.ArgumentTypeError(f"{text} is no path ({getattr(error, 'strerror', None) or error}).") from None
+        Path(text).exists()  # which passes over a NUL
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{sentence(text)} is no path ({getattr(error, 'strerror', None) or error}).") from None
+    if "\0" in text:
+        raise UsageError(f"{sentence(text)} is no path (there is a NUL in it).")
     return Path(text)
+
+
+def whole_number(text: str, most: int) -> int | None:
+    """A whole number from 0 to `most` that somebody typed; None where it is none."""
+    return int(text) if text.isdecimal() and len(text) <= len(str(most)) and int(text) <= most else None
+
+
+def path(text: str) -> Path:
+    """For `add_argument(type=)`."""
+    try:
+        return as_path(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_number(value: float, name: str = "", least: float = -MOST, most: float = MOST) -> None:

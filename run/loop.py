@@ -14,9 +14,9 @@ from model.adapter import is_adapter, load_adapter
 from model.errors import ModelUnavailable, UnsupportedModel
 from model.lora import unwrap
 from model.sample import Answer, write
-from run.answers import left_out_for, say_unsupported, show, too_long
+from run.answers import left_out_for, say_unsupported, show
 from run.candidates import Prompt, Writer
-from run.cli import UsageError, did_you_mean
+from run.cli import UsageError, as_path, nearest, whole_number
 from run.folders import find_run, weights_of
 from run.loading import encoder_of
 from run.memory import OutOfMemory
@@ -29,7 +29,7 @@ from text.stream import Record, given
 from text.template import QA, load_template
 
 LEAVE = ("sair", "quit", "exit")
-COMMANDS = ["/help", "/before", "/again", "/sources", "/temp", "/candidates", "/adapter", "/save", "/stats"]
+COMMANDS = ["/help", "/before", "/again", "/sources", "/temp", "/candidates", "/adapter", "/save", "/stats", "/quit"]
 
 
 def reader() -> Callable[[str], str]:
@@ -68,6 +68,7 @@ class Loop:
         self.writer, self.sources, self.strict, self.name = writer, sources, strict, name
         self.adapters, self.load_base, self.output_dir = list(adapters), load_base, output_dir
         self.said, self.numbers = SAID[speech], 0
+        self.rows = writer.rows  # as many answers at once as there was found to be memory for
         self.base: Writer | None = None
         self.answers: list[dict] = []
         self.seconds: list[float] = []
@@ -83,7 +84,7 @@ class Loop:
         for number, folder in enumerate(self.adapters, start=1):
             print(f"/{number}  {folder}", file=sys.stderr)
         try:
-            while (line := plain(ask(self.said["ask"]))).lower().strip() not in LEAVE:
+            while (line := plain(ask(self.said["ask"]))).lower().removeprefix("/") not in LEAVE:
                 try:
                     if line.startswith("/"):
                         self.command(*line.partition(" ")[::2])
@@ -100,7 +101,7 @@ class Loop:
         return 0
 
     def command(self, name: str, value: str) -> None:
-        value = value.strip()
+        name, value = name.lower(), value.strip()
         if name in (f"/{number + 1}" for number in range(len(self.adapters))):
             name, value = "/adapter", name[1:]
         match name:
@@ -115,7 +116,7 @@ class Loop:
             case "/before":
                 self.before({"title": clean(value)} if clean(value) else self.last)
             case "/sources":
-                print(self.sources.switch(value), file=sys.stderr)
+                self.list_sources(value)
             case "/temp":
                 self.temperature(value)
             case "/candidates":
@@ -127,7 +128,8 @@ class Loop:
             case "/stats":
                 self.stats()
             case _:
-                self.say("unknown", name, did_you_mean(name, COMMANDS))
+                near = nearest(name, COMMANDS)
+                self.say("unknown, near" if near else "unknown", name, near)
 
     def answer(self, record: Record, again: bool = False) -> None:
         """Print the answer to one title, and its sources if they are wanted."""
@@ -136,11 +138,11 @@ class Loop:
         question = writer.encoder.template.asked(self.sources.as_taught(record))
         (ids,) = writer.encoder.prompts([question], [context], writer.window)
         if len(ids) >= writer.window:
-            return print(too_long(record["title"], writer.window), file=sys.stderr)
+            return self.say("too long", writer.window)
         if writer.claims and not products:
             self.say("not taught")
-        elif grounding := self.sources.grounding(products):
-            print(f"({grounding})", file=sys.stderr)
+        elif self.sources.grounded and products:
+            self.say("grounded", products[0].uid, products[0].title)
         prompt = Prompt(ids, [given(record), context], self.numbers, again)
         self.numbers += 1
         if writer.tries > 1 or self.strict:
@@ -153,7 +155,7 @@ class Loop:
             text = self._aloud(writer, prompt)
             unsupported = writer.claims.unsupported(text, prompt.texts) if writer.claims else []
             say_unsupported(unsupported, self.said["unsupported"])
-        self.sources.show(products)
+        self.sources.show(products, self.said)
         self.seconds.append(time.perf_counter() - began)
         self.answers.append({**record, "answer": text, "unsupported": [claim._asdict() for claim in unsupported]})
 
@@ -197,6 +199,13 @@ class Loop:
         print(self.said["after"], end="", flush=True)
         self.answer(record)
 
+    def list_sources(self, value: str) -> None:
+        count = whole_number(value, 1000)
+        if value and count is None:
+            return self.say("number", "/sources", "0 ... 1000", "5")
+        self.sources.switch(count)
+        self.say("sources" if self.sources.count else "sources off", self.sources.count)
+
     def temperature(self, value: str) -> None:
         try:
             found = float(value.replace(",", "."))
@@ -210,12 +219,13 @@ class Loop:
         self.say("temp", f"{found:g}")
 
     def candidates(self, value: str) -> None:
-        if not (value.isdecimal() and 1 <= int(value) <= 256):
+        count = whole_number(value, 256)
+        if not count:
             return self.say("number", "/candidates", "1 ... 256", "8")
         if not self.writer.claims:
             return self.say("no judge")
-        self.writer = replace(self.writer, candidates=int(value), rows=int(value))
-        self.say("candidates", int(value))
+        self.writer = replace(self.writer, candidates=count, rows=min(count, self.rows))
+        self.say("candidates", count)
 
     def adapter(self, value: str) -> None:
         """List the adapters, or put another one over the same base, which stays in memory."""
@@ -223,8 +233,8 @@ class Loop:
             return self.say("no adapters")
         if not value:
             return print("\n".join(f"/{n}  {folder}" for n, folder in enumerate(self.adapters, start=1)))
-        known = value.isdecimal() and 1 <= int(value) <= len(self.adapters)
-        folder = self.adapters[int(value) - 1] if known else adapter_folder(value, self.output_dir)
+        number = whole_number(value, len(self.adapters))
+        folder = self.adapters[number - 1] if number else adapter_folder(value, self.output_dir)
         try:
             encoder = self._put_on(folder)
         except (ModelUnavailable, UnsupportedModel, DataError) as error:
@@ -242,7 +252,7 @@ class Loop:
         return encoder_of(self.writer.model.name_or_path, load_template(folder, default=QA))
 
     def save(self, value: str) -> None:
-        if not value or Path(value).is_dir():
+        if not value or as_path(value).is_dir():
             return self.say("file")
         lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in self.answers)
         try:
@@ -282,7 +292,9 @@ def wrapped(text: str, width: int) -> str:
 
 def adapter_folder(name: str, output_dir: Path) -> Path:
     """The folder of an adapter: itself, or what a LoRA run of that name or path saved. Raises `UsageError`."""
-    folder = Path(name) if is_adapter(name) else weights_of(find_run(name, output_dir))
+    folder = as_path(name)
+    if not is_adapter(folder):
+        folder = weights_of(find_run(name, output_dir))
     if not is_adapter(folder):
         raise UsageError(f"{name} holds a whole model, not an adapter: use --run {name}.")
     return folder

@@ -1,12 +1,10 @@
 """The products of the catalogue that an answer can be checked against, or is taken from."""
 
-import argparse
 from pathlib import Path
 
 from catalogue.claims import Claims
 from catalogue.index import FILE_NAME, Catalogue, Product
-from run.cli import integer
-from text.errors import DataError
+from run.sayings import SAID
 from text.stream import Record, given
 
 
@@ -45,23 +43,15 @@ class Sources:
         """What is said of that, "" for nothing."""
         return f"grounded on {products[0].uid}: {products[0].title}" if self.grounded and products else ""
 
-    def show(self, products: list[Product]) -> None:
+    def show(self, products: list[Product], said: dict[str, str] = SAID["en"]) -> None:
         if not self.count:
             return
         if not products:
-            print("  This answer has no source: nothing in the catalogue matches.")
+            print(f"  {said['no source']}")
         for number, product in enumerate(products[: self.count], start=1):
-            print(f"  [{number}] {product.uid}  {product.title}  (matched: {', '.join(product.matched)})")
+            print(f"  [{number}] {product.uid}  {product.title}  ({said['matched']}: {', '.join(product.matched)})")
 
-    def switch(self, count: str) -> str:
-        """Turn the list on or off, or set its length; returns what to say."""
-        try:
-            wanted = integer(0, most=1000)(count) if count else 0 if self.count else 3
-        except (ValueError, argparse.ArgumentTypeError):
-            return "/sources turns the list of sources on and off, /sources 5 makes it five products long."
-        try:
-            self._catalogue = self._catalogue or Catalogue(self.folder)
-        except DataError as error:
-            return str(error)
-        self.count = int(wanted)
-        return f"Sources: the {self.count} nearest products." if self.count else "Sources: off."
+    def switch(self, count: int | None) -> None:
+        """List so many products; None: list some, or none any more. Raises `DataError` when there is no catalogue."""
+        self._catalogue = self._catalogue or Catalogue(self.folder)
+        self.count = count if count is not None else 0 if self.count else 3

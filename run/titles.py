@@ -65,6 +65,8 @@ def read_titles(file: Path, given: Fields = NOTHING_GIVEN, most: int | None = No
         source.look_at(records)
         fields = source.fields
         if fields.title is None:
+            if not source.names:
+                raise UsageError(f"{file} is empty.")
             names = quoted(source.names[:12])
             raise UsageError(f"{file}: no column for the title among {names}. Name it with --title_field.")
         content, delimiter = content or fields.content, source.layout.delimiter

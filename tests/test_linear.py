@@ -95,18 +95,18 @@ def test_a_product_with_packed_weights_is_the_same(rows, with_bias, stored):
     weight = torch.randn(40, 24) if stored == "out, in" else torch.randn(24, 40).T
     x, bias = torch.randn(1, rows, 24), torch.randn(40) if with_bias else None
     with torch.no_grad():
-        found = ours.by_packed(x, ours.packed(weight), bias)
+        found = ours.by_packed(x, ours.laid_out(weight), bias)
         assert found is not None
         torch.testing.assert_close(found, torch_linear(x, weight, bias))
 
 
 def test_what_packed_weights_are_not_for():
     x, weight = torch.randn(3, 24), torch.randn(40, 24)
-    layout = ours.packed(weight)
+    layout = ours.laid_out(weight)
     assert ours.by_packed(x, layout, None) is None  # a gradient may be wanted, and it has none
     with torch.no_grad():
         assert ours.by_packed(x, layout, None) is not None
-        assert ours.by_packed(x, None, None) is None and ours.packed(weight.bfloat16()) is None
+        assert ours.by_packed(x, None, None) is None and ours.laid_out(weight.bfloat16()) is None
         assert ours.by_packed(torch.randn(ours.MOST_ROWS + 1, 24), layout, None) is None
         assert ours.by_packed(x.bfloat16(), layout, None) is None
         with torch.autocast("cpu", torch.bfloat16):
@@ -122,7 +122,7 @@ def test_many_prompts_need_few_kernels(monkeypatch):
         return product(x, *others)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
-    layout = ours.packed(torch.randn(40, 24))
+    layout = ours.laid_out(torch.randn(40, 24))
     with torch.no_grad():
         for rows in range(33, ours.MOST_ROWS + 1):
             assert ours.by_packed(torch.randn(rows, 24), layout, None).shape == (rows, 40)

@@ -53,7 +53,7 @@ def test_the_language_is_the_system_s(monkeypatch, name, speech):
 
 def test_an_unknown_command_suggests_the_nearest(typed):
     _, said = typed(["/bfore", "/help", "/zzz"], "--lang", "pt")
-    assert "/bfore não é um comando; did you mean /before?" in said and "/candidates N" in said and "/zzz" in said
+    assert "/bfore não é um comando; seria /before?" in said and "/candidates N" in said and "/zzz" in said
 
 
 @pytest.mark.parametrize("speech", SAID)
@@ -90,15 +90,18 @@ def test_settings_are_checked_and_taken(typed):
     lines = ["/temp hot", "/temp 101", "/temp 0,8", "/candidates x", "/candidates 0", "/candidates 2", "/stats"]
     _, said = typed([*lines, "/temp 0", "/stats", "/adapter"], "--lang", "en")
     assert said.count("/temp takes a number") == 2 and said.count("/candidates takes a number") == 2
-    assert "Temperature 0.8, 2 tries." in said and "Temperature 0, 1 tries." in said and "no adapters" in said
+    assert "Temperature 0.8, tries 2." in said and "Temperature 0, tries 1." in said and "no adapters" in said
 
 
 def test_answers_are_saved_once(typed, tmp_path):
-    file = tmp_path / "answers.jsonl"
-    _, said = typed(["Blue mug", f"/save {file}", f"/save {file}", "/save", f"/save {tmp_path}"], "--lang", "en")
+    file, bad = (
+        tmp_path / "answers.jsonl",
+        ["/save " + "b" * 300, "/SAVE a\0b", "/sources 2000", "/candidates " + "9" * 5000],
+    )
+    _, said = typed(["Blue mug", f"/save {file}", f"/save {file}", "/save", f"/save {tmp_path}", *bad], "--lang", "en")
     (entry,) = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     assert entry["title"] == "Blue mug" and "answer" in entry and "unsupported" in entry
-    assert "1 answers saved" in said and "is there already" in said and said.count("/save takes the name") == 2
+    assert "Answers saved in" in said and "is there already" in said and said.count("/save takes the name") == 2
 
 
 def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(run, monkeypatch, capsys):
