@@ -24,8 +24,8 @@ PROMPT, ANSWER, PADDING, NEW = "#b9c2cc", "#3b7dd8", "#f4e3e0", "#2f8f5b"
 
 # The first step of the example catalogue, longest record first as in the batch: tokens of its prompt, of all of it.
 FIRST_STEP = [
-    *((65, 114), (54, 98), (52, 93), (39, 89), (25, 66), (19, 61), (17, 58), (12, 56)),
-    *((13, 56), (10, 50), (11, 50), (10, 48), (12, 48), (11, 47), (10, 46), (7, 45)),
+    *((65, 114), (52, 93), (39, 89), (25, 66), (19, 61), (17, 58), (12, 56), (13, 56)),
+    *((10, 54), (10, 50), (11, 50), (10, 48), (12, 48), (11, 47), (10, 46), (7, 45)),
 ]
 # Its shortest record: position, token. The prompt of 7 tokens, the beginning of the answer, and its end.
 RECORD = [
@@ -33,7 +33,7 @@ RECORD = [
     *((7, " Here"), (8, " is"), (9, " a"), (10, " wooden"), (42, " hand"), (43, "."), (44, "<|endoftext|>")),
 ]
 RECORD_PROMPT, RECORD_LENGTH = 7, 45
-STEPS = 1300  # of `python train.py` without a GPU
+STEPS = 1030  # of `python train.py` without a GPU
 
 
 def main() -> None:

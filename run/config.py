@@ -49,7 +49,7 @@ class TrainConfig:
     question_share: float = option(0.2, "share of the records that are asked for by a question", least=0, most=1)
     context_share: float | None = option(
         None,
-        "share that gets a text before the prompt, as with --grounded; default: 0, for pocket 0.1",
+        "share that gets a text before the prompt, as with --grounded; default: 0, for pocket 0.05",
         least=0,
         most=1,
     )
@@ -74,7 +74,7 @@ class TrainConfig:
     # how long
     num_train_epochs: float | None = option(
         None,
-        "passes over the data; default: 3, for pocket as many as 1,300 steps are, from 1 to 6",
+        "passes over the data; default: 3, for pocket as many as 1,030 steps are, from 1 to 6",
         "--epochs",
         least=1e-6,
     )
@@ -292,7 +292,7 @@ def with_model_defaults(config: TrainConfig, from_scratch: bool) -> TrainConfig:
         "optim": optim,
         "learning_rate": from_nothing if from_scratch else 2e-4 if config.lora else 5e-5,
         "num_train_epochs": None if from_scratch or config.minutes else 3.0,  # None: the plan counts the records
-        "context_share": 0.1 if from_scratch else 0.0,
+        "context_share": 0.05 if from_scratch else 0.0,
     }
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 

@@ -28,7 +28,7 @@ from text.batch import Encoder
 from text.stream import WithReplay, steps_per_epoch
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the blocks, AdamW for the rest"}
-SOME_STEPS, MOST_EPOCHS = 1300, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
+SOME_STEPS, MOST_EPOCHS = 1030, 6.0  # of a model from scratch, if nobody says more: minutes on a CPU
 SAMPLE = 500  # records that say how long records are
 # Tokens times width at once on a CPU, where more take more memory and no less time: 1,024 tokens of DistilGPT-2, 4,096
 # of pocket.
