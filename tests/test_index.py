@@ -143,6 +143,6 @@ def test_sources_in_the_loop(run, data, capsys, monkeypatch):
     assert run() == 0
     out, err = capsys.readouterr()
     assert (out.count("[1] U5  Lamp"), out.count("[1] U9  Dog bed")) == (1, 1)
-    assert "Sources: the 3 nearest products." in err
-    assert "/sources 5 makes it" in err
+    assert "Sources: the nearest products, up to 3." in err
+    assert "as in /sources 5." in err
     assert "Sources: off." in err
