@@ -97,7 +97,7 @@ def test_pictures_and_numbers_are_those_of_the_first_step(draw, tmp_path):
     prepare([EXAMPLE_CATALOGUE], tmp_path, EXAMPLE_OPTIONS)
     file = RecordFile(tmp_path / "train.jsonl")
     tokenizer = train_bpe(map(QA.text_of, file), 4096, QA.phrases)
-    steps = with_contexts(with_questions(records_of_steps(file, 16, 42, 0, 1), QA.questions, 0.2, 42), file, 0.1, 42)
+    steps = with_contexts(with_questions(records_of_steps(file, 16, 42, 0, 1), QA.questions, 0.2, 42), file, 0.05, 42)
     rows = sorted(Encoder(tokenizer, QA, 256).rows(next(steps)), key=lambda row: -len(row.ids))
     assert sorted((row.first_supervised, len(row.ids)) for row in rows) == sorted(draw.FIRST_STEP)
     assert [len(row.ids) for row in rows] == [length for _, length in draw.FIRST_STEP]
