@@ -94,13 +94,12 @@ def test_settings_are_checked_and_taken(typed):
 
 
 def test_answers_are_saved_once(typed, tmp_path):
-    file, bad = (
-        tmp_path / "answers.jsonl",
-        ["/save " + "b" * 300, "/SAVE a\0b", "/sources 2000", "/candidates " + "9" * 5000],
-    )
+    file = tmp_path / "answers.jsonl"
+    bad = ["/save " + "b" * 300, "/SAVE a\0b", "/sources 2000", "/candidates " + "9" * 5000]
     _, said = typed(["Blue mug", f"/save {file}", f"/save {file}", "/save", f"/save {tmp_path}", *bad], "--lang", "en")
     (entry,) = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     assert entry["title"] == "Blue mug" and "answer" in entry and "unsupported" in entry
+    assert said.count("is no path") == 2 and said.count("takes a number") == 2
     assert "Answers saved in" in said and "is there already" in said and said.count("/save takes the name") == 2
 
 
