@@ -94,7 +94,8 @@ def keep_freed_memory(device: torch.device) -> None:
 
 def give_back_freed_memory(device: torch.device) -> None:
     """The end of `keep_freed_memory`: blocks of 8 MB and more come from the system and go back to it. The process then
-    stays at one size, which costs a sixth of its speed. For when what was kept lies in too many pieces."""
+    grows less, at the cost of a sixth of its speed. For when what was kept lies in too many pieces. Another allocator
+    needs neither (docs/FAULTS.md)."""
     if libc := _glibc(device):
         libc.mallopt(M_MMAP_THRESHOLD, 2**23)
         libc.malloc_trim(0)
