@@ -66,13 +66,15 @@ class KeysValues:
             shared = heads // kv_heads
             key, value = (x.repeat_interleave(shared, dim=1) if shared > 1 else x for x in (key, value))
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-        # A row alone is written in its last column, whose number the host knows.
-        alone = self.rows == 1
-        where = (0, slice(None), self._seen - 1) if alone else (self._every_row, slice(None), self._position)
-        keys[where], values[where] = key[:, :, 0], value[:, :, 0]
+        if self.rows == 1:  # its last column, whose number the host knows
+            keys.select(2, self._seen - 1).copy_(key.select(2, 0))
+            values.select(2, self._seen - 1).copy_(value.select(2, 0))
+        else:
+            where = self._every_row, slice(None), self._position
+            keys[where], values[where] = key[:, :, 0], value[:, :, 0]
         # Heads that share keys are so many queries of them: no key is copied.
         grouped = query.reshape(self.rows, kv_heads, heads // kv_heads, -1)
-        seen = keys[:, :, : self._seen], values[:, :, : self._seen]
+        seen = keys.narrow(2, 0, self._seen), values.narrow(2, 0, self._seen)
         found = scaled_dot_product_attention(grouped, *seen, attn_mask=self._mask, scale=scaling)
         return found.reshape(query.shape)
 

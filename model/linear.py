@@ -144,13 +144,14 @@ def laid_out(weight: Tensor) -> Tensor | None:
 def by_packed(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """`x` (..., in) times the transpose of a weight that is `laid_out`, plus `bias` -> (..., out), without gradients;
     None where that is not the way: of many rows, in half precision, and without such a weight."""
-    rows = x.reshape(-1, x.shape[-1])
-    is_other = x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or torch.is_grad_enabled()
-    if weight is None or is_other or len(rows) > MOST_ROWS:
+    if weight is None or torch.is_grad_enabled() or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return None
-    count = len(rows)
-    if count > SHAPES_APART and (more := -count % SHAPES_APART):
-        rows = F.pad(rows, (0, 0, 0, more))
+    count = x.numel() // x.shape[-1]
+    if count > MOST_ROWS:
+        return None
+    if count <= SHAPES_APART:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    rows = F.pad(x.reshape(count, -1), (0, 0, 0, -count % SHAPES_APART))
     y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return y[:count].view(*x.shape[:-1], -1)
 

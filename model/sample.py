@@ -120,13 +120,13 @@ def write(
         )
         logits, count = output.logits[:, -1].float(), now[2]  # (rows, V)
         chance = uniform.gather(1, count.cpu()[:, None])[:, 0]
-        normaliser = logits.logsumexp(dim=-1)
+        log_p_of = logits.log_softmax(dim=-1)  # before anything is forbidden
         for row in in_work:
             if refused := places[row].refused.get(len(places[row].ids)):
                 logits[row, list(refused)] = -torch.inf
         drawn = next_tokens(logits, history, count, sampling, chance, torch.tensor(greedy).to(device))
         history[every_row, count] = drawn
-        log_p = (logits.gather(1, drawn[:, None])[:, 0] - normaliser).tolist()
+        log_p = log_p_of.gather(1, drawn[:, None])[:, 0].tolist()
         chosen = drawn.tolist()
         for row in in_work:
             answer, new = places[row], chosen[row]
