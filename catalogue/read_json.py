@@ -68,7 +68,7 @@ def _arrays_inside(sample: bytes, given: Fields, certain: bool) -> list[bytes]:
         mark = token[0][:1]
         if mark == b'"' and token[2]:
             key = token[1]
-            if len(way) <= MOST_DEPTH:
+            if 0 < len(way) <= MOST_DEPTH:  # outside of all brackets it is the key of nothing
                 names[tuple(way)].append(key)
         elif mark in b"{[":
             way.append(mark + key)

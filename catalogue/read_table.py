@@ -53,7 +53,7 @@ def table_in(sample: bytes, given: Fields) -> Table:
     """The table that begins with `sample`, were it one. `given` are the fields named by the user.
 
     Of the usual dialects, and the one that csv.Sniffer proposes (it alone would take the space behind each comma), the
-    one whose header names the fields that are wanted, whose rows are of one length, whose header stands highest, and
+    one whose header names the fields that are wanted, whose header stands highest, whose rows are of one length, and
     which has most columns.
     """
     before = _BEFORE_HEADER.match(sample).end()
@@ -75,10 +75,9 @@ def table_in(sample: bytes, given: Fields) -> Table:
             rows = [tuple(cell.strip() for cell in cells_in_cp1252(row) or row) for row in rows]
             above = header_row(rows, given)
             header, rows = rows[above], rows[above + 1 :]
-            as_long = sum(len(row) == len(header) for row in rows)
-            same = as_long / max(1, len(rows))
-            # A row that repeats the header's words in another dialect is no header: those above it count against it.
-            score = (choose_fields(header, given).found, as_long / max(1, above + len(rows)), -above, len(header))
+            same = sum(len(row) == len(header) for row in rows) / max(1, len(rows))
+            # A row that repeats the header's words in another dialect is no header: the one above it is.
+            score = (choose_fields(header, given).found, -above, same, len(header))
             tables.append((score, Table(dialect, before, above, header, same)))
     return max(tables, key=itemgetter(0))[1]  # of equal ones the first
 

@@ -543,7 +543,7 @@ def test_a_name_with_a_star_and_a_folder_of_them(tmp_path):
 def test_dates_that_python_has_not(tmp_path):
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"title": ["Mug"], "description": ["A mug of steel."], "until": pa.array([10**7], pa.date32())})
-    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet is Parquet that cannot be read"):
         prepare([tmp_path / "a.parquet"], tmp_path / "data")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import shared_assets
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data_prep
@@ -111,6 +111,7 @@ any_line = (
 
 
 @settings(max_examples=150, deadline=None)
+@example([b'"', b'""""""title":"content":'])  # keys outside of all brackets
 @given(st.lists(any_line, max_size=12))
 def test_any_bytes_are_accounted_for(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("any")

@@ -313,6 +313,7 @@ any_line = (
 
 @settings(max_examples=120, deadline=None)
 @example([b"title::content:", GOOD[0], b"\x00"], "a.csv")  # a second header, in another dialect
+@example([b"title::content:", GOOD[0], b":::", b"\x00"], "a.csv")  # and a row that is as long as that one
 @given(st.lists(any_line, max_size=10), st.sampled_from(["a.json", "a.csv", "a", "array.json", "a.json.gz", "a.zip"]))
 def test_any_bytes_in_any_format_are_accounted_for(tmp_path_factory, lines, name):
     folder = tmp_path_factory.mktemp("any")
