@@ -72,17 +72,18 @@ def main() -> None:
     print(f"{args.shape}, {threads}, torch {torch.__version__}, {args.rounds} rounds, medians\n")
     print("| | generate, tokens/s | ours, tokens/s | ratio |\n|---|---:|---:|---:|")
     for name, (asked, rows, sampling, mixed) in ways.items():
-        rounds, shares = [], []
+        rounds, floors = [], []
         for turn in range(args.rounds + 1):
             both = [by_transformers(theirs, asked, rows, sampling, mixed), by_us(model, asked, rows, sampling, mixed)]
-            shares += [both[1] * floor_of(model)] if turn and rows == 1 else []  # memory is not always as fast
             rounds += [both] if turn else []  # the first warms up
+            floors += [floor_of(model)] if turn and rows == 1 else []  # here: memory is not always as fast
         medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
         ratio = statistics.median(ours / theirs for theirs, ours in rounds)
         print(f"| {name} | {medians[0]:,.0f} | {medians[1]:,.0f} | {ratio:.2f} |", flush=True)
-        if shares:
-            share = statistics.median(shares)
-            print(f"| floor: weights read once | | {medians[1] / share:,.0f} | {share:.0%} of it |", flush=True)
+        if floors:
+            share = statistics.median(ours * floor for (_, ours), floor in zip(rounds, floors, strict=True))
+            floor = 1 / statistics.median(floors)
+            print(f"| floor: weights read once | | {floor:,.0f} | {share:.1%} of it |", flush=True)
 
 
 def timed(model, work) -> float:

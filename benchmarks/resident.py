@@ -1,7 +1,7 @@
 """What a training on the CPU holds in RAM, step by step: does the process grow?
 
     python benchmarks/resident.py                              60 steps of DistilGPT-2's shape, five minutes
-    LD_PRELOAD=/usr/lib/x86_64-linux-gnu/libjemalloc.so.2 MALLOC_CONF=... python benchmarks/resident.py
+    LD_PRELOAD=... MALLOC_CONF=... python benchmarks/resident.py     with another allocator, as docs/FAULTS.md has it
 
 It starts `python train.py` on weights of that shape made at random, with a line of the log for each step, and reads
 the process from outside whenever such a line has come. The allocator is the one that the environment names. GPT-2's
@@ -40,9 +40,10 @@ def main(steps: int, data: Path | None) -> None:
 
 def make_model(folder: Path) -> None:
     """DistilGPT-2's shape with weights made at random, beside GPT-2's tokenizer."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from shapes import SHAPES
+    from transformers import GPT2LMHeadModel
 
-    GPT2LMHeadModel(GPT2Config(n_layer=6)).save_pretrained(folder)
+    GPT2LMHeadModel(SHAPES["DistilGPT-2"]()).save_pretrained(folder)
     for name in ("vocab.json", "merges.txt"):
         (folder / name).write_bytes((ASSETS / "gpt2-tokenizer" / name).read_bytes())
 
@@ -72,4 +73,8 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--data", type=Path, help="a prepared folder; without it what train.py takes by itself")
     options = parser.parse_args()
+    if options.steps < WARM_UP:
+        parser.error(f"--steps is {WARM_UP} at least.")
+    if not (ASSETS / "gpt2-tokenizer").is_dir():
+        parser.error(f"{ASSETS / 'gpt2-tokenizer'} is not here; VITRINE_ASSETS names the folder of the assets.")
     main(options.steps, options.data)
